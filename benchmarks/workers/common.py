@@ -1,0 +1,220 @@
+"""What every worker shares: the experiment's fixed inputs and the conversation with the driver.
+
+A worker is a process in its own environment that loads one model once and answers requests, one JSON object a line:
+
+    {"setup": {...Setup...}}                                  -> {"ready": true, "versions": {...}, "how": {...}}
+    {"task": "patch", "variant": "loop", "positions": "last"} -> {"seconds": [0.41], "shape": [30]}
+
+The numbers a task computed are written to the request's `check` file (.npy), so that the driver can compare them
+with plain Hugging Face. Prompts arrive as token ids: no worker tokenizes, so all see the same tokens.
+This file runs in every peer's environment and imports nothing but torch, numpy and the standard library.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+ABLATED_LAYER = 15
+STEERED_LAYER = 15
+NEW_TOKENS = 64
+ROWS_PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The experiment: which model, which tokens, which two answers, which steering vector."""
+
+    folder: str
+    """A Hugging Face folder (config, safetensors, tokenizer)."""
+    short: list[int]
+    """The short prompt's token ids; also the clean prompt of the patch sweep and the prompt of the ablation."""
+    long: list[int]
+    """The long prompt's token ids."""
+    corrupted: list[int]
+    """The corrupted prompt, as long as `short`."""
+    answer: int
+    """Token whose logit counts positively."""
+    distractor: int
+    """Token whose logit counts negatively."""
+    opening: list[int]
+    """The prompt that is continued with the steering vector."""
+    vector: list[float]
+    """The steering vector, [D]."""
+    threads: int
+    """How many threads torch may use."""
+
+
+class Worker:
+    """One project driven through its own interface. Subclasses implement the tasks they can do.
+
+    A task method returns whatever its library returns; `numbers` turns that into an array after the clock stopped.
+    """
+
+    packages: tuple[str, ...] = ("torch", "transformers")
+    how: dict[str, str] = {}  # noqa: RUF012 - "task" or "task/variant" -> the interface used, in one line
+
+    def load(self, setup: Setup) -> None:
+        """Load the model and keep what the tasks need."""
+        raise NotImplementedError
+
+    def forward(self, tokens: torch.Tensor) -> Any:
+        """The model run without looking inside: the last position's logits, [V]."""
+        raise NotImplementedError
+
+    def capture_outputs(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
+        """The attention and MLP output of every block, attention first: 2 x layers tensors [1, T, D]."""
+        raise NotImplementedError
+
+    def capture_everything(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
+        """Every value of every layer that the library names; the logits' last row [V] comes last."""
+        raise NotImplementedError
+
+    def patch(self, positions: str, variant: str) -> Any:
+        """Logit difference of the corrupted prompt with one clean residual patched in: [layers] or [layers, T]."""
+        raise NotImplementedError
+
+    def ablate(self, positions: str, neurons: list[int], variant: str) -> Any:
+        """Logit difference of the short prompt with one neuron of `ABLATED_LAYER` set to zero: [neurons]."""
+        raise NotImplementedError
+
+    def generate(self, variant: str) -> Any:
+        """`NEW_TOKENS` greedy tokens with the steering vector added to the residual after `STEERED_LAYER`."""
+        raise NotImplementedError
+
+    def last_logits(self, variant: str) -> Any:
+        """The short prompt's logits at the last position, [V]; `variant` says how many positions are unembedded."""
+        raise NotImplementedError
+
+    def perform(self, request: dict[str, Any], setup: Setup) -> Any:
+        """Run the task a request names."""
+        task, variant = request["task"], request.get("variant", "")
+        if task == "forward":
+            return self.forward(torch.tensor([getattr(setup, request["prompt"])]))
+        if task in ("capture_outputs", "capture_everything"):
+            return getattr(self, task)(torch.tensor([getattr(setup, request["prompt"])]), variant)
+        if task == "patch":
+            return self.patch(request["positions"], variant)
+        if task == "ablate":
+            return self.ablate(request["positions"], request["neurons"], variant)
+        if task in ("generate", "last_logits"):
+            return getattr(self, task)(variant)
+        raise ValueError(f"no task called {task!r}")
+
+
+def logit_difference(logits_BV: torch.Tensor, setup: Setup) -> torch.Tensor:
+    """answer - distractor, [B]."""
+    return logits_BV[..., setup.answer] - logits_BV[..., setup.distractor]
+
+
+def chunks(rows: list[Any], size: int = ROWS_PER_BATCH) -> list[list[Any]]:
+    """`rows` cut into batches."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def cells(layers: int, length: int, positions: str) -> list[tuple[int, int]]:
+    """The (layer, position) pairs of a patch sweep, layer by layer."""
+    wanted = [length - 1] if positions == "last" else list(range(length))
+    return [(layer, position) for layer in range(layers) for position in wanted]
+
+
+def as_grid(differences: list[torch.Tensor], layers: int, positions: str) -> torch.Tensor:
+    """A sweep's results as [layers] or [layers, T]."""
+    flat = torch.cat([piece.reshape(-1) for piece in differences])
+    return flat if positions == "last" else flat.reshape(layers, -1)
+
+
+def numbers(result: Any, task: str) -> np.ndarray:
+    """A task's result as one array for the agreement check."""
+    if task == "capture_everything":
+        result = result[-1]
+    elif isinstance(result, list):
+        result = torch.stack([value.reshape(-1, value.shape[-1]) for value in result])
+    return torch.as_tensor(result).detach().float().numpy()
+
+
+def size_of(result: Any) -> dict[str, float]:
+    """How much a capture holds."""
+    if not isinstance(result, list):
+        return {}
+    held = sum(value.numel() * value.element_size() for value in result)
+    return {"tensors": len(result), "megabytes": round(held / 1e6, 1)}
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions of `packages`, and Python's."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "source"
+    return found
+
+
+def answer(worker: Worker, setup: Setup, request: dict[str, Any], warmed: set[str]) -> dict[str, Any]:
+    """Time one request. The first of its kind is run once beforehand, on a few rows where it has rows."""
+    key = json.dumps({name: request.get(name) for name in ("task", "variant", "prompt", "positions")})
+    if key not in warmed:
+        few = {"neurons": request["neurons"][:2]} if "neurons" in request else {}
+        worker.perform(request | few, setup)
+        warmed.add(key)
+    seconds: list[float] = []
+    result: Any = None
+    for _ in range(request.get("repeat", 1)):
+        result = None
+        gc.collect()
+        start = time.perf_counter()
+        result = worker.perform(request, setup)
+        seconds.append(time.perf_counter() - start)
+    array = numbers(result, request["task"])
+    if "check" in request:
+        np.save(request["check"], array, allow_pickle=False)
+    return {"seconds": seconds, "shape": list(array.shape), **size_of(result)}
+
+
+def private_stdout() -> TextIO:
+    """The real standard output, kept for answers; what libraries print goes to standard error from now on."""
+    sys.stdout.flush()
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return replies
+
+
+def serve(worker: Worker) -> None:
+    """Answer requests until standard input closes. An exception is an answer too: `{"error": ...}`."""
+    replies = private_stdout()
+    setup: Setup | None = None
+    warmed: set[str] = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply: dict[str, Any]
+        try:
+            with torch.no_grad():
+                if "setup" in request:
+                    setup = Setup(**request["setup"])
+                    torch.set_num_threads(setup.threads)
+                    worker.load(setup)
+                    reply = {"ready": True, "versions": versions(worker.packages), "how": worker.how}
+                elif setup is None:
+                    raise ValueError("the first request must be the setup")
+                else:
+                    reply = answer(worker, setup, request, warmed)
+        except NotImplementedError:
+            reply = {"unsupported": True}
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()

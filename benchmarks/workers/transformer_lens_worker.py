@@ -1,0 +1,126 @@
+"""TransformerLens through its TransformerBridge: raw Hugging Face weights, no folding, no compatibility mode."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from common import (
+    ABLATED_LAYER,
+    NEW_TOKENS,
+    STEERED_LAYER,
+    Setup,
+    Worker,
+    as_grid,
+    cells,
+    chunks,
+    logit_difference,
+    serve,
+)
+from transformer_lens import patching
+from transformer_lens.model_bridge import TransformerBridge
+
+import pandas as pd  # noqa: I001 - TransformerLens' own dependency, needed for a partial sweep
+
+
+class TransformerLens(Worker):
+    packages = ("torch", "transformers", "transformer-lens")
+    how = {  # noqa: RUF012
+        "forward": "bridge(ids)",
+        "capture_outputs": "run_with_cache(names_filter=60 names)",
+        "capture_everything": "run_with_cache()",
+        "patch/loop": "patching.generic_activation_patch",
+        "patch/batched": "run_with_hooks, 64 patches a forward",
+        "ablate/loop": "run_with_hooks, one neuron a forward",
+        "ablate/batched": "run_with_hooks, 64 neurons a forward",
+        "generate": "bridge.generate() inside bridge.hooks()",
+    }
+
+    def load(self, setup: Setup) -> None:
+        self.setup = setup
+        self.model = TransformerBridge.boot_transformers(setup.folder, device="cpu", dtype=torch.float32)
+        self.model.eval()
+        self.layers = self.model.cfg.n_layers
+        self.output_names = {
+            f"blocks.{layer}.hook_{part}_out": None for layer in range(self.layers) for part in ("attn", "mlp")
+        }
+        self.vector = torch.tensor(setup.vector)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(tokens)[0, -1]
+
+    def capture_outputs(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
+        _, cache = self.model.run_with_cache(tokens, names_filter=list(self.output_names))
+        return [cache[name] for name in self.output_names]
+
+    def capture_everything(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
+        logits, cache = self.model.run_with_cache(tokens)
+        return [*(value for value in cache.values() if isinstance(value, torch.Tensor)), logits[0, -1]]
+
+    def patch(self, positions: str, variant: str) -> torch.Tensor:
+        clean, corrupted = torch.tensor([self.setup.short]), torch.tensor([self.setup.corrupted])
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(self.layers)]
+        _, cache = self.model.run_with_cache(clean, names_filter=names)
+        sweep = cells(self.layers, corrupted.shape[1], positions)
+        if variant == "loop":
+            found = patching.generic_activation_patch(
+                self.model,
+                corrupted,
+                cache,
+                lambda logits: logit_difference(logits[0, -1], self.setup),
+                patching.layer_pos_patch_setter,
+                "resid_post",
+                index_df=pd.DataFrame(sweep, columns=["layer", "pos"]),
+            )
+            return as_grid([found], self.layers, positions)
+
+        def write(value: torch.Tensor, hook: Any, layer: int, rows: list[tuple[int, int]]) -> torch.Tensor:
+            for row, (at, position) in enumerate(rows):
+                if at == layer:
+                    value[row, position] = cache[names[layer]][0, position]
+            return value
+
+        differences: list[torch.Tensor] = []
+        for rows in chunks(sweep):
+            hooks = [(names[layer], partial(write, layer=layer, rows=rows)) for layer in sorted({at for at, _ in rows})]
+            logits = self.model.run_with_hooks(corrupted.expand(len(rows), -1), fwd_hooks=hooks)
+            differences.append(logit_difference(logits[:, -1], self.setup))
+        return as_grid(differences, self.layers, positions)
+
+    def ablate(self, positions: str, neurons: list[int], variant: str) -> torch.Tensor:
+        tokens = torch.tensor([self.setup.short])
+        where = slice(-1, None) if positions == "last" else slice(None)
+        name = f"blocks.{ABLATED_LAYER}.mlp.hook_post"
+
+        def silence(value: torch.Tensor, hook: Any, rows: list[int]) -> torch.Tensor:
+            for row, neuron in enumerate(rows):
+                value[row, where, neuron] = 0
+            return value
+
+        found: list[torch.Tensor] = []
+        for rows in chunks(neurons, 1 if variant == "loop" else 64):
+            hooks = [(name, partial(silence, rows=rows))]
+            logits = self.model.run_with_hooks(tokens.expand(len(rows), -1), fwd_hooks=hooks)
+            found.append(logit_difference(logits[:, -1], self.setup))
+        return torch.cat(found)
+
+    def generate(self, variant: str) -> torch.Tensor:
+        def steer(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            return value + self.vector
+
+        tokens = torch.tensor([self.setup.opening])
+        with self.model.hooks(fwd_hooks=[(f"blocks.{STEERED_LAYER}.hook_resid_post", steer)]):
+            whole = self.model.generate(
+                tokens,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                stop_at_eos=False,
+                return_type="tokens",
+                verbose=False,
+            )
+        return whole[0, tokens.shape[1] :]
+
+
+if __name__ == "__main__":
+    serve(TransformerLens())

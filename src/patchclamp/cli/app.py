@@ -1,0 +1,154 @@
+"""All commands together, and what becomes of an error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from patchclamp.cli.line import DEBUG, arrange
+from patchclamp.cli.models import models
+from patchclamp.cli.runs import runs
+from patchclamp.cli.terminal import as_json_text, complain, note, say, say_json, standard_output_kept_clean
+from patchclamp.errors import InputError, PatchclampError
+
+DEBUG_VARIABLE = "PATCHCLAMP_DEBUG"
+FAILED, WRONG_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
+
+METHODS = "Methods"
+HELP = """Record, intervene, compare with a control, conclude: experiments on the inside of a language model."""
+
+
+def execute(tokens: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Errors are one line on standard error; the traceback comes
+    with `--debug` or PATCHCLAMP_DEBUG=1."""
+    try:
+        app = build_app(tokens)
+        app(arrange(app, tokens), print_error=False, exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        note("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError as error:
+        return _no_reader() or _failed(error, tokens)
+    except CycloptsError as error:
+        complain(str(error))
+        note(f"See {' '.join(['patchclamp', *(error.command_chain or ())])} --help.")
+        return WRONG_INPUT
+    except Exception as error:
+        return _failed(error, tokens)
+    return 0
+
+
+def _failed(error: Exception, tokens: Sequence[str]) -> int:
+    """Say what went wrong in one line; whose fault it is decides the exit code."""
+    if DEBUG in tokens or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, PatchclampError):
+        complain(str(error))
+        return WRONG_INPUT if isinstance(error, InputError) else FAILED
+    message = " ".join(str(error).split())
+    complain(f"{type(error).__name__}{': ' if message else ''}{message[:500]}")
+    note(f"That was not foreseen; {DEBUG} or {DEBUG_VARIABLE}=1 prints the traceback.")
+    return FAILED
+
+
+def _no_reader() -> int:
+    """The exit code if standard output is a pipe nobody reads any more, else 0."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered must not raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    return 0
+
+
+def build_app(tokens: Sequence[str]) -> App:
+    """The application for one command line.
+
+    Every method is listed by name and summary; only the one that is asked for is imported and gets options."""
+    app = App(
+        name="patchclamp", help=HELP, version=_version, suppress_keyboard_interrupt=False,
+        help_epilogue=f"`patchclamp methods` says what each method asks. {DEBUG} prints the traceback of an error.",
+    )
+    app.command(models)
+    app.command(runs)
+    app.command(list_methods, name="methods")
+    words = [token for token in tokens if token != DEBUG]
+    if words[:1] not in (["models"], ["runs"], ["methods"], ["--version"]):
+        add_methods(app, words)
+    return app
+
+
+def add_methods(app: App, words: Sequence[str]) -> None:
+    """Add a command for each method; the one that begins the line is complete, the others are names."""
+    from patchclamp.cli.catalog import summaries
+
+    listed = summaries()
+    asked = _longest(words, lambda name: name in listed)
+    if asked is None and len(words) > 1 and not words[1].startswith("-"):
+        # Perhaps registered by other means than the decorator; what remains unknown is for cyclopts to say.
+        from patchclamp.evidence.method import methods
+
+        listed |= {name: method.summary for name, method in methods().items()}
+        asked = _longest(words, lambda name: name in listed)
+    for name, summary in listed.items():
+        *path, last = name.split(".")
+        group = app
+        for i, part in enumerate(path):
+            if part not in group:
+                inside = [other for other in listed if other.startswith(".".join(path[: i + 1]) + ".")]
+                names = ", ".join(other.split(".", i + 1)[-1] for other in inside)
+                group.command(App(name=part, help=f"Methods: {names}", group=METHODS))
+            group = group[part]
+        if name == asked:
+            from patchclamp.cli.build import build_command
+            from patchclamp.cli.run import run_method
+            from patchclamp.evidence.method import get_method
+
+            with standard_output_kept_clean():
+                method = get_method(name)
+            group.command(build_command(method, run_method))
+        else:
+            group.command(App(name=last, help=summary, group=METHODS))
+
+
+def _longest(words: Sequence[str], known: Callable[[str], bool]) -> str | None:
+    """The name that the most words at the line's beginning make."""
+    names = (".".join(words[:n]) for n in range(len(words), 0, -1))
+    return next(filter(known, names), None)
+
+
+def list_methods(
+    *, as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False,
+                                          help="Print names, summaries and the JSON schema of each spec.")] = False,
+) -> None:
+    """List the methods: the questions that can be asked of a model."""
+    from rich.table import Table
+
+    with standard_output_kept_clean():
+        from patchclamp.evidence.method import methods
+
+        known = methods()
+    if as_json:
+        say_json(as_json_text([
+            {"name": m.name, "summary": m.summary, "schema": m.spec.model_json_schema()} for m in known.values()
+        ]))
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for method in known.values():
+        table.add_row(method.name.replace(".", " "), method.summary)
+    say(table)
+
+
+def _version() -> str:
+    try:
+        return version("patchclamp")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,33 @@
+"""The names and first lines of all methods, read from their source: `--help` need not wait for torch."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from patchclamp.evidence import method as registry
+
+
+def summaries() -> dict[str, str]:
+    """Each method's summary by name, as far as it is written in the registered modules as
+    `@method("name", …) def …`; a method registered in another way is only found by importing (`methods()`)."""
+    modules = [*registry.BUILT_IN, *(entry.module for entry in entry_points(group=registry.ENTRY_POINT_GROUP))]
+    return dict(sorted(pair for module in modules for pair in _declared(module)))
+
+
+def _declared(module: str) -> Iterator[tuple[str, str]]:
+    try:
+        spec = find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
+    except (ImportError, OSError, SyntaxError):  # said when the method is asked for
+        return
+    for function in tree.body:
+        for decorator in getattr(function, "decorator_list", ()):
+            match decorator:
+                case ast.Call(
+                    func=ast.Name(id="method") | ast.Attribute(attr="method"), args=[ast.Constant(value=str(name)), *_]
+                ):
+                    yield name, (ast.get_docstring(function) or "").split("\n")[0]

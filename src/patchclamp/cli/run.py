@@ -1,0 +1,108 @@
+"""What a method's command does: load the model, run, store the record, show it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchclamp.cli.build import RunOptions
+from patchclamp.cli.terminal import TerminalProgress, as_table, note, say, say_json, standard_output_kept_clean
+from patchclamp.errors import FileError, RunError, SpecError
+
+if TYPE_CHECKING:
+    from patchclamp.evidence.method import Method, Spec
+    from patchclamp.evidence.record import Record
+    from patchclamp.forward import Model
+
+
+def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
+    """Run `method` as the common options say and print the record.
+
+    What is wrong with the options is said before the model is loaded, and the record is stored before anything
+    else is written, so that no finished run is lost."""
+    check_places(options)
+    with standard_output_kept_clean(), TerminalProgress() as progress:
+        record = method.run(load_model(options), spec, progress)
+        stored = store(record, options)
+        for path in filter(None, (options.html, options.png)):
+            save_chart(record, path, stored)
+    if options.as_json:
+        say_json(record.to_json())
+    else:
+        show(record)
+    tell = note if options.as_json else say
+    for path in filter(None, (options.html, options.png)):
+        tell(f"Chart: {path}")
+    if stored:
+        tell(f"Record {record.id}: {stored}")
+
+
+def load_model(options: RunOptions) -> Model:
+    """The model the options name."""
+    import patchclamp
+
+    if options.device == "auto":
+        return patchclamp.load(options.model, dtype=options.dtype, device_map="auto",
+                               trust_remote_code=options.trust_remote_code)
+    return patchclamp.load(options.model, dtype=options.dtype, device=options.device,
+                           trust_remote_code=options.trust_remote_code)
+
+
+def store(record: Record, options: RunOptions) -> Path | None:
+    """Write the record where the options say; None if they say nowhere."""
+    if options.no_record:
+        return None
+    if options.out:
+        return record.save(options.out / "record.json")
+    from patchclamp.evidence.store import Store
+
+    return Store().save(record)
+
+
+def save_chart(record: Record, path: Path, stored: Path | None) -> None:
+    """Write the chart to `path`; a failure says where the run's record is all the same."""
+    try:
+        record.save(path)
+    except RunError as error:
+        kept = f"; the run itself is stored in {stored}" if stored else ""
+        raise RunError(f"{error}{kept}") from error
+
+
+def show(record: Record) -> None:
+    """Print the result's table, if it has one, and the verdict's sentence."""
+    from patchclamp.evidence.method import Result
+
+    if type(record.result).table is not Result.table:
+        table, left_out = as_table(record.table())
+        say(table)
+        if left_out:
+            say(left_out)
+    if record.verdict:
+        say(f"{record.verdict.outcome.capitalize()}: {record.verdict.reason}")
+
+
+def check_places(options: RunOptions) -> None:
+    """Raise InputError for an output that cannot be written, while that costs no run."""
+    if options.out and options.no_record:
+        raise SpecError("--out says where the record goes and --no-record that there is none; leave one out")
+    for option, path, suffixes in (("--html", options.html, (".html",)), ("--png", options.png, (".png",))):
+        if path is None:
+            continue
+        if path.suffix.lower() not in suffixes:
+            raise FileError(f"{option} {path}: the file's name has to end in {suffixes[0]}")
+        if path.is_dir():
+            raise FileError(f"{option} {path} is a folder; give a file in it")
+        _check_folder(option, path.absolute().parent)
+    if options.out:
+        _check_folder("--out", options.out.absolute())
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """A folder that is missing will be made, so its nearest parent has to be writable."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise FileError(f"{option}: {folder} is a file; a folder is needed there")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"{option}: {folder} is not writable; choose another place")

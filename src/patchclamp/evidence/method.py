@@ -1,0 +1,159 @@
+"""A method is one way to ask a model a question; commands, forms, JSON and records all derive from it.
+
+Writing one is writing one file: a `Spec` (what is asked), a `Result` (what was measured) and a function
+decorated with `@method`. See `lenses/logit.py` for the pattern.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from patchclamp.errors import SpecError
+from patchclamp.evidence.provenance import provenance_of
+from patchclamp.evidence.record import Record
+from patchclamp.evidence.verdict import Verdict
+
+if TYPE_CHECKING:
+    import altair
+    import pandas
+
+    from patchclamp.forward import Model
+
+T = TypeVar("T")
+
+ENTRY_POINT_GROUP = "patchclamp.methods"
+BUILT_IN = (
+    "patchclamp.forward.methods",
+    "patchclamp.lenses.logit",
+    "patchclamp.neurons.ablate",
+    "patchclamp.circuits.patch",
+)
+
+
+class Spec(BaseModel):
+    """What is asked of a model. Subclasses add fields, each with a docstring below it: the docstring is the
+    help text of the command line, the web form and the docs page."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    seed: int = Field(0, ge=0)
+    """Seed of everything random: controls, bootstrap, sampling."""
+
+
+class Result(BaseModel):
+    """What was measured. JSON both ways; `table` and `chart` are two views of the same numbers."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def table(self) -> pandas.DataFrame:
+        """The numbers as one tidy table."""
+        raise NotImplementedError
+
+    def chart(self) -> altair.TopLevelMixin:
+        """The numbers as an Altair chart."""
+        raise NotImplementedError
+
+
+class Progress(Protocol):
+    """How a run reports how far it is. `track` wraps the loop that takes the time."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]: ...
+
+
+class Silent:
+    """The progress display of a library call: none."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        yield from items
+
+
+Outcome = tuple[Result, Verdict | None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method. Call it with a model and the fields of its spec to get a `Record`."""
+
+    name: str
+    """Dotted name, e.g. `lens.logit`: the command is `patchclamp lens logit`."""
+    summary: str
+    """First line of the function's docstring."""
+    description: str
+    """The function's docstring."""
+    spec: type[Spec]
+    result: type[Result]
+    function: Callable[[Model, Any, Progress], Outcome]
+
+    def __call__(self, model: Model, *, progress: Progress | None = None, **fields: Any) -> Record:
+        """Ask the question of `model`; `fields` are those of `self.spec`. Raises SpecError on bad fields."""
+        return self.run(model, self.make_spec(**fields), progress)
+
+    def make_spec(self, **fields: Any) -> Spec:
+        """Validate `fields` into this method's spec; SpecError names each wrong field."""
+        try:
+            return self.spec(**fields)
+        except ValidationError as error:
+            details = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'spec'}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
+            raise SpecError(f"{self.name}: {details}") from error
+
+    def run(self, model: Model, spec: Spec, progress: Progress | None = None) -> Record:
+        """Run on `model`; the record holds spec, result, verdict and provenance, and is not yet stored."""
+        started = time.perf_counter()
+        result, verdict = self.function(model, spec, progress or Silent())
+        provenance = provenance_of(model, seed=spec.seed, duration=time.perf_counter() - started)
+        return Record(method=self.name, spec=spec, result=result, verdict=verdict, provenance=provenance)
+
+
+_registry: dict[str, Method] = {}
+
+
+def method(name: str, *, spec: type[Spec], result: type[Result]) -> Callable[[Callable[..., Outcome]], Method]:
+    """Register the decorated function `(model, spec, progress) -> (result, verdict or None)` as `name`."""
+
+    def register(function: Callable[..., Outcome]) -> Method:
+        description = (function.__doc__ or "").strip()
+        made = Method(name, description.split("\n")[0], description, spec, result, function)
+        existing = _registry.get(name)
+        if existing is not None and existing.function.__module__ != function.__module__:
+            raise SpecError(f"two methods are called {name}: one in {existing.function.__module__}, "
+                            f"one in {function.__module__}; rename one of them")
+        _registry[name] = made
+        return made
+
+    return register
+
+
+def methods() -> dict[str, Method]:
+    """All registered methods by name: the built-in ones and those of installed packages that declare the
+    entry-point group `patchclamp.methods`."""
+    for module in BUILT_IN:
+        import_module(module)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        entry.load()
+    return dict(sorted(_registry.items()))
+
+
+def get_method(name: str) -> Method:
+    """The method called `name`; SpecError names the nearest ones if there is none."""
+    known = methods()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or list(known)
+        raise SpecError(f"there is no method {name!r}; did you mean {' or '.join(near)}?")
+    return known[name]
+
+
+def run(name: str, model: Model, *, progress: Progress | None = None, **fields: Any) -> Record:
+    """Run the method called `name` on `model` with the fields of its spec: `pc.run("lens.logit", model,
+    prompt="…", watch=[" Warsaw"])`."""
+    return get_method(name)(model, progress=progress, **fields)

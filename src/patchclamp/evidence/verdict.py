@@ -1,0 +1,184 @@
+"""What an experiment concludes: an effect beside its matched control, and the sentence that says why."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+
+from patchclamp.errors import InputError
+
+if TYPE_CHECKING:
+    from patchclamp.evidence.bootstrap import Values
+
+FEWEST = 6
+"""Observations below which no interval decides: five values on one side of zero happen by chance 6 % of the
+time (2 · 2⁻⁵), six 3 %. In simulations two samples of one normal distribution came out as different 35 % of
+the time with two observations each, 3 % with six."""
+
+Direction = Literal["differs", "greater", "less"]
+Against = Literal["mean", "distribution"]
+Outcome = Literal["supported", "not supported", "inconclusive"]
+OPENINGS = {
+    "supported": "Supported that",
+    "not supported": "Not supported that",
+    "inconclusive": "Inconclusive whether",
+}
+
+Bound = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "null"}]}),
+]
+"""An end of an interval; NaN in Python and null in JSON when there is no interval."""
+
+
+class Interval(BaseModel):
+    """A mean with its 95 % bootstrap interval, or, for a control's distribution, its 95 % range."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    mean: float
+    """The mean over the sample."""
+    low: Bound
+    """The lower end (2.5 % quantile of the bootstrap means); NaN, in JSON null, if there is none."""
+    high: Bound
+    """The upper end (97.5 % quantile of the bootstrap means); NaN, in JSON null, if there is none."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an interval around the mean: one observation has none."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if self.exists else f"{self.mean:.3g}"
+
+
+class Verdict(BaseModel):
+    """Effect, control and the conclusion drawn from both."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    outcome: Outcome
+    """What the evidence says of the claim."""
+    reason: str
+    """One sentence with the numbers that decided."""
+    effect: Interval
+    """The effect that was asked about."""
+    control: Interval
+    """The same measure under the matched control."""
+
+
+def judge(
+    effect: Interval | Values,
+    control: Interval | Values,
+    *,
+    claim: str,
+    direction: Direction = "differs",
+    against: Against = "mean",
+    seed: int = 0,
+) -> Verdict:
+    """Decide whether `effect` stands out from `control`.
+
+    `effect` is one number, one value a prompt [N], or an interval. `control` is one value a prompt [N] or a
+    group [G], the groups' values prompt by prompt [G, N], or an interval; a control that is a known constant
+    is an interval of no width. `claim` completes "that …": "neuron.19.1044 lowers the logit difference".
+
+    What the control becomes depends on what is claimed:
+
+    - `against="mean"`: the control's mean with its bootstrap interval. For controls that are a condition of
+      their own, such as other prompts or shuffled labels.
+    - `against="distribution"`: the range in which one more control group would fall (`control_range`; the
+      means over prompts of [G, N]). For random neurons, heads or directions, where the question is whether
+      these stand out among such groups. Any group differs from the average group if one looks long enough.
+
+    Then two intervals decide, so that every reader can check the verdict from the numbers printed:
+
+    1. too little to compare (against the mean, fewer than `FEWEST` values on a side; against the
+       distribution, fewer than 2 groups): inconclusive;
+    2. the effect's mean lies inside the control's interval or on the side not claimed: not supported;
+    3. the whole effect interval lies beyond the control's, on the side claimed: supported;
+    4. else, the mean beyond and the intervals overlapping: inconclusive.
+
+    Against a distribution an effect of one observation has no interval and its value counts: the finding is
+    about that one prompt, and the reason says so. That intervals do not overlap is stricter than a difference
+    significant at 5 %, so the verdict errs towards "inconclusive". "Not supported" is no proof of absence.
+    Passing an `Interval` states that it rests on enough observations.
+
+    Raises InputError for values that are not finite numbers, or an unknown direction or comparison.
+    """
+    if direction not in ("differs", "greater", "less"):
+        raise InputError(f"direction is differs, greater or less; got {direction!r}")
+    if against not in ("mean", "distribution"):
+        raise InputError(f"a control is compared by its mean or its distribution; got {against!r}")
+    effect_interval, effect_size = _effect(effect, seed)
+    control_interval, control_size = _control(control, against, seed)
+    outcome, finding = _decide(
+        effect_interval, effect_size, control_interval, control_size, direction, against == "distribution"
+    )
+    return Verdict(
+        outcome=outcome,
+        reason=f"{OPENINGS[outcome]} {claim.strip().rstrip('.')}: {finding}.",
+        effect=effect_interval,
+        control=control_interval,
+    )
+
+
+def _decide(
+    effect: Interval,
+    effect_size: float,
+    control: Interval,
+    control_size: float,
+    direction: Direction,
+    is_distribution: bool,
+) -> tuple[Outcome, str]:
+    """The rule of `judge` and the sentence's second half. A sample given as an interval has infinite size."""
+    few = _too_few("control", control, control_size, 2 if is_distribution else FEWEST)
+    if not is_distribution:
+        few = few or _too_few("effect", effect, effect_size, FEWEST)
+    if few:
+        return "inconclusive", few
+    what = "what 95 % of control groups do" if is_distribution else "the control"
+    finding = f"the effect {effect}{'' if effect.exists else ', of one observation,'}"
+    if control.low <= effect.mean <= control.high:
+        return "not supported", f"{finding} lies inside {what}, {control}"
+    is_above = effect.mean > control.high
+    place = "above" if is_above else "below"
+    if direction == ("less" if is_above else "greater"):
+        asked = "below" if is_above else "above"
+        return "not supported", f"{finding} lies {place} {what}, {control}, not {asked}"
+    low, high = (effect.low, effect.high) if effect.exists else (effect.mean, effect.mean)
+    if low > control.high or high < control.low:
+        return "supported", f"{finding} lies {place} {what}, {control}"
+    return "inconclusive", f"{finding} lies {place} {what}, {control}, but the intervals overlap"
+
+
+def _too_few(what: str, interval: Interval, size: float, least: int) -> str | None:
+    if size < least:
+        rests = f"{size:.0f} observation{'s' if size > 1 else ''}"
+        return f"the {what} {interval} rests on {rests}, and it takes {least} to compare"
+    return None if interval.exists else f"the {what} {interval} has no interval to compare by"
+
+
+def _effect(values: Interval | Values, seed: int) -> tuple[Interval, float]:
+    from patchclamp.evidence.bootstrap import bootstrap_mean, sample  # it needs Interval, defined here
+
+    if isinstance(values, Interval):
+        return values, math.inf
+    values_N = sample(values, 0, 1).reshape(-1)
+    return bootstrap_mean(values_N, seed), len(values_N)
+
+
+def _control(values: Interval | Values, against: Against, seed: int) -> tuple[Interval, float]:
+    from patchclamp.evidence.bootstrap import bootstrap_groups, bootstrap_mean, control_range, sample
+
+    if isinstance(values, Interval):
+        return values, math.inf
+    values_GN = sample(values, 0, 1, 2)
+    if against == "distribution":
+        values_G = values_GN.mean(axis=1) if values_GN.ndim == 2 else values_GN.reshape(-1)
+        return control_range(values_G), len(values_G)
+    if values_GN.ndim == 2:
+        return bootstrap_groups(values_GN, seed), values_GN.size
+    return bootstrap_mean(values_GN.reshape(-1), seed), values_GN.size

@@ -1,0 +1,10 @@
+"""Touching a model: sites, edits, readouts, plans, and the one engine that executes them."""
+
+from patchclamp.forward.edit import Edit
+from patchclamp.forward.generate import Generated
+from patchclamp.forward.model import Capture, Model, load
+from patchclamp.forward.plan import Plan, Row
+from patchclamp.forward.readout import Readout
+from patchclamp.forward.site import Site
+
+__all__ = ["Capture", "Edit", "Generated", "Model", "Plan", "Readout", "Row", "Site", "load"]

@@ -1,0 +1,53 @@
+"""Attention weights: seen and edited through transformers' own attention interface, for the time of one run."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from patchclamp.model.anatomy import Anatomy
+
+NAME = "patchclamp_eager"
+Changes = dict[nn.Module, Callable[[Tensor], None]]
+_changes: ContextVar[Changes | None] = ContextVar("attention changes", default=None)
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    """The module's own eager attention; where its weights are edited, their product with the values again."""
+    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    out, weights = eager(module, query, key, value, mask, **kwargs)
+    change = (_changes.get() or {}).get(module)
+    if change is None:
+        return out, weights
+    weights = weights.clone()
+    change(weights)
+    groups = query.shape[1] // value.shape[1]
+    spread = value.repeat_interleave(groups, dim=1) if groups > 1 else value
+    return torch.matmul(weights, spread).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, eager_mask)
+
+
+@contextmanager
+def attention_weights(anatomy: Anatomy, needed: bool, changes: Changes) -> Iterator[None]:
+    """Compute attention weights explicitly for one run, with `changes` made to them; no-op unless `needed`."""
+    if not needed:
+        yield
+        return
+    config = anatomy.hf.config
+    before = config._attn_implementation
+    token = _changes.set(changes)
+    config._attn_implementation = NAME if anatomy.family.common_attention else "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _changes.reset(token)

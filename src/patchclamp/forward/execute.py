@@ -1,0 +1,223 @@
+"""Executing a plan: which rows run together, from which block and from which token on."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import DynamicCache
+
+from patchclamp.errors import RunError
+from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
+from patchclamp.forward.plan import Mode
+from patchclamp.forward.prepare import Job
+from patchclamp.forward.read import read_all
+from patchclamp.model.anatomy import Anatomy
+
+T = TypeVar("T")
+Track = Callable[[Iterable[T], str, int | None], Iterator[T]]
+
+TOKENS_PER_BATCH = 4096
+"""Enough to keep two cores busy; more only needs memory."""
+PASS_COST = 48
+"""What starting another pass costs, in tokens: the weights are read from memory once more."""
+
+
+@dataclass
+class Group:
+    """Jobs on one prompt that share their unedited run."""
+
+    root: Job
+    jobs: list[Job]
+    start: int
+
+    @property
+    def suffix(self) -> int:
+        """Tokens to compute."""
+        return len(self.root.encoded) - self.start
+
+    @property
+    def rows(self) -> int:
+        return 1 + len(self.jobs)
+
+
+def execute(
+    anatomy: Anatomy, jobs: list[Job], mode: Mode, say: Callable[[int], str], track: Track | None = None
+) -> None:
+    """Run every job; its readouts' values are put in `job.results`. Raises RunError when memory runs out."""
+    batches = list(_fast_batches(anatomy, jobs) if mode == "fast" else _plain_batches(jobs, mode))
+    prefixes = _Prefixes(anatomy, batches)
+    steps = track(batches, "running", len(batches)) if track and len(batches) > 1 else batches
+    for layout in steps:
+        try:
+            _run(anatomy, layout, prefixes, say)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise RunError("the run does not fit in memory: give fewer or shorter prompts at once") from error
+
+
+@torch.no_grad()
+def _run(anatomy: Anatomy, layout: Layout, prefixes: "_Prefixes", say: Callable[[int], str]) -> None:
+    batch = Batch(anatomy, layout, prefixes.of(layout), stop_block(layout.jobs))
+    hidden = batch.run(inputs_of(anatomy, layout, accepts_positions(anatomy)))
+    for job, results in zip(layout.jobs, read_all(anatomy, batch, hidden, say), strict=True):
+        job.results = results
+
+
+def accepts_positions(anatomy: Anatomy) -> bool:
+    """BLOOM and MPT place tokens by distance alone and take no position ids."""
+    return "position_ids" in inspect.signature(anatomy.base.forward).parameters
+
+
+def stop_block(jobs: Sequence[Job]) -> int | None:
+    """The last block anyone needs, or None if the logits are needed."""
+    if any(r.needs_logits for j in jobs for r in j.reads):
+        return None
+    return max([r.layer for j in jobs for r in j.reads] + [e.layer for j in jobs for e in j.edits], default=0)
+
+
+def _clean_copy(job: Job) -> Job:
+    return Job(job.encoded, [], [])
+
+
+def _plain_batches(jobs: list[Job], mode: Mode) -> Iterator[Layout]:
+    """Every row runs whole: one at a time, or batched with rows of like length. A clean twin runs beside a row
+    whose readout compares with it."""
+    ordered = sorted(jobs, key=lambda j: len(j.encoded)) if mode == "batch" else jobs
+    size, batch = 0, []
+    for job in ordered:
+        pair = [job, _clean_copy(job)] if job.needs_clean else [job]
+        size += len(pair) * len(job.encoded)
+        if batch and (mode == "single" or size > TOKENS_PER_BATCH):
+            yield _whole(batch)
+            batch, size = [], len(pair) * len(job.encoded)
+        batch.append(pair)
+    if batch:
+        yield _whole(batch)
+
+
+def _whole(pairs: list[list[Job]]) -> Layout:
+    roots = [job for pair in pairs for job in pair]
+    layout = Layout(roots)
+    first = 0
+    for pair in pairs:
+        layout.base[first] = first + len(pair) - 1
+        first += len(pair)
+    return layout
+
+
+def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
+    if not anatomy.family.rows_may_join:
+        yield from _plain_batches(jobs, "batch")
+        return
+    groups = sorted(_groups(anatomy, jobs), key=lambda g: (g.suffix, len(g.root.encoded)))
+    batch: list[Group] = []
+    for group in groups:
+        rows = sum(g.rows for g in batch) + group.rows
+        if batch and (rows * group.suffix > TOKENS_PER_BATCH or not _mixes(batch[-1], group)):
+            yield _merge(batch)
+            batch = []
+        batch.append(group)
+    if batch:
+        yield _merge(batch)
+
+
+def _mixes(first: Group, second: Group) -> bool:
+    """Groups share a batch if none has to compute much more than on its own."""
+    return second.suffix <= first.suffix * 1.25 + 8 and not (
+        first.root.encoded == second.root.encoded and second.rows > 1 and first.rows > 1
+        and second.suffix != first.suffix
+    )
+
+
+def _merge(groups: list[Group]) -> Layout:
+    roots = [g.root for g in groups]
+    joined = [j for g in groups for j in g.jobs]
+    base = [i for i, g in enumerate(groups) for _ in g.jobs]
+    longest = max(len(r.encoded) for r in roots)
+    start = longest - max(g.suffix for g in groups)
+    saved = start * (len(joined) + len(roots))
+    return Layout(roots, joined, base, start if joined and saved > PASS_COST + start * len(roots) else 0)
+
+
+def _groups(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Group]:
+    """Jobs by prompt; a prompt's jobs split by their first token where that saves work."""
+    by_prompt: dict[tuple, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_prompt[job.encoded.ids].append(job)
+    for same in by_prompt.values():
+        clean = [j for j in same if not j.edits]
+        edited = [j for j in same if j.edits]
+        if not edited:
+            yield Group(clean[0], [], 0)
+            for extra in clean[1:]:
+                yield Group(extra, [], 0)
+        elif len(edited) == 1 and not clean and not edited[0].needs_clean:
+            yield Group(edited[0], [], 0)
+        else:
+            yield from _split(anatomy, clean, edited)
+
+
+def _split(anatomy: Anatomy, clean: list[Job], edited: list[Job]) -> Iterator[Group]:
+    """Cut the jobs, ordered by first token, into groups so that the sum of rows × tokens is smallest."""
+    ordered = sorted(edited, key=lambda j: j.start, reverse=True)
+    n = len(ordered[0].encoded)
+    starts = sorted({j.start for j in ordered}, reverse=True)
+    weight = {s: sum(1 - min(j.join, anatomy.n_layers - 1) / anatomy.n_layers for j in ordered if j.start == s)
+              for s in starts}
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(starts) + 1):
+        cost = n - starts[end - 1]
+        options = []
+        for begin in range(end):
+            rows = 1 + sum(weight[s] for s in starts[begin:end])
+            options.append((best[begin][0] + PASS_COST + rows * cost, begin))
+        best.append(min(options))
+    cuts, end = [], len(starts)
+    while end:
+        cuts.append((best[end][1], end))
+        end = best[end][1]
+    extra = list(clean)
+    for begin, end in reversed(cuts):
+        chosen = set(starts[begin:end])
+        members = [j for j in ordered if j.start in chosen]
+        limit = max(1, TOKENS_PER_BATCH // (n - starts[end - 1]))
+        for first in range(0, len(members), limit):
+            fits = extra and extra[0].start >= starts[end - 1]
+            root = extra.pop(0) if fits else _clean_copy(members[0])
+            yield Group(root, members[first : first + limit], starts[end - 1])
+    for job in extra:
+        yield Group(job, [], 0)
+
+
+class _Prefixes:
+    """Keys and values of unedited prefixes, each computed once at the greatest length that any batch needs."""
+
+    def __init__(self, anatomy: Anatomy, batches: list[Layout]) -> None:
+        self.anatomy = anatomy
+        self.need: dict[tuple, int] = defaultdict(int)
+        for layout in batches:
+            key = self._key(layout)
+            self.need[key] = max(self.need[key], layout.start)
+        self.held: tuple[tuple, KeyValues] | None = None
+
+    @staticmethod
+    def _key(layout: Layout) -> tuple:
+        return tuple(job.encoded.ids for job in layout.roots)
+
+    def of(self, layout: Layout) -> KeyValues | None:
+        """The prefix of a batch, or None if it starts at the first token."""
+        if not layout.start:
+            return None
+        key = self._key(layout)
+        if self.held is None or self.held[0] != key:
+            self.held = (key, self._compute(layout, self.need[key]))
+        return [(k[..., : layout.start, :], v[..., : layout.start, :]) for k, v in self.held[1]]
+
+    def _compute(self, layout: Layout, length: int) -> KeyValues:
+        whole = inputs_of(self.anatomy, Layout(layout.roots), accepts_positions(self.anatomy))
+        cut = {name: tensor[:, :length] for name, tensor in whole.items()}
+        cache = DynamicCache()
+        self.anatomy.base(**cut, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]

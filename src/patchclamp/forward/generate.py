@@ -1,0 +1,222 @@
+"""Generation with edits: Hugging Face's own `generate`, with hooks that know which token they see."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.streamers import BaseStreamer
+
+from patchclamp.errors import EditError, PromptError
+from patchclamp.forward.attention import attention_weights
+from patchclamp.forward.batch import first_tensor, with_first
+from patchclamp.forward.prepare import ReadyEdit
+from patchclamp.model.anatomy import Anatomy, Tap, part
+from patchclamp.model.tokens import Encoded
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model answered to one prompt."""
+
+    text: str
+    """The answer, without the prompt and without special tokens."""
+    tokens: tuple[int, ...]
+    """The answer's token ids, up to and with the end token."""
+
+
+class Steering:
+    """Edits on a model whose tokens arrive in several calls: positions count from each prompt's first token.
+
+    An edit at `all` or `response` goes on through the generated tokens; any other stays on the prompt's.
+    """
+
+    def __init__(self, anatomy: Anatomy, edits: Sequence[Sequence[ReadyEdit]], encoded: Sequence[Encoded]) -> None:
+        self.anatomy = anatomy
+        self.width = max(len(e) for e in encoded)
+        self.pad = [self.width - len(e) for e in encoded]
+        self.lengths = [len(e) for e in encoded]
+        self.offset = 0
+        self.n_tokens = 0
+        self.by_tap: dict[tuple[str, int], list[tuple[int, ReadyEdit]]] = defaultdict(list)
+        for row, some in enumerate(edits):
+            for edit in some:
+                self.by_tap[edit.site.point, edit.layer].append((row, edit))
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Install the edits for the time of a `generate` call."""
+        handles = [self.anatomy.base.register_forward_pre_hook(self._place, with_kwargs=True)]
+        pattern: dict[nn.Module, Callable[[Tensor], None]] = {}
+        try:
+            for (point, layer), edits in self.by_tap.items():
+                if point == "pattern":
+                    module = part(self.anatomy.blocks[layer], self.anatomy.family.attention)
+                    pattern[module] = lambda weights, edits=edits: self._edit_pattern(weights, edits)
+                    continue
+                tap = self.anatomy.tap(point, layer)
+                if tap.side == "in":
+                    handles.append(tap.module.register_forward_pre_hook(self._before(tap, edits), with_kwargs=True))
+                else:
+                    handles.append(tap.module.register_forward_hook(self._after(tap, edits)))
+            with attention_weights(self.anatomy, bool(pattern), pattern):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        for edits in self.by_tap.values():
+            for row, edit in edits:
+                if not edit.fired:
+                    raise EditError(f"{edit.edit.op} at {edit.site} did not fire in row {row}: no token it selects "
+                                    "was generated")
+
+    def _place(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before each call: how many tokens came before, how many come now."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        seen = kwargs.get("past_key_values")
+        self.offset = int(seen.get_seq_length()) if seen is not None else 0
+        self.n_tokens = int((ids if ids is not None else kwargs["inputs_embeds"]).shape[1])
+
+    def columns(self, row: int, edit: ReadyEdit) -> slice | list[int] | None:
+        """The columns of this call that an edit concerns, or None."""
+        first, last = self.offset, self.offset + self.n_tokens
+        kind = edit.site.positions.kind
+        if kind == "response":
+            begin = max(self.width, first)
+        elif kind == "all":
+            begin = max(self.pad[row], first)
+        else:
+            chosen = [t + self.pad[row] - first for t in edit.tokens if first <= t + self.pad[row] < last]
+            return chosen or None
+        return slice(begin - first, self.n_tokens) if begin < last else None
+
+    def _edit(self, value: Tensor, edits: list[tuple[int, ReadyEdit]]) -> None:
+        for row, edit in edits:
+            columns = self.columns(row, edit)
+            if columns is not None:
+                where = (row, columns) if edit.site.unit is None else (row, columns, edit.site.unit)
+                value[where] = edit.change(value[where])
+                edit.fired = True
+
+    def _apply(self, tap: Tap, edits: list[tuple[int, ReadyEdit]], raw: Tensor) -> Tensor:
+        if all(self.columns(row, edit) is None for row, edit in edits):
+            return raw
+        return tap.write(raw, self.n_tokens, lambda value: self._edit(value, edits))
+
+    def _before(self, tap: Tap, edits: list[tuple[int, ReadyEdit]]) -> Callable:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if args:
+                return (self._apply(tap, edits, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self._apply(tap, edits, kwargs["hidden_states"])}
+
+        return hook
+
+    def _after(self, tap: Tap, edits: list[tuple[int, ReadyEdit]]) -> Callable:
+        def hook(_: nn.Module, __: tuple, output: Any) -> Any:
+            return with_first(output, self._apply(tap, edits, first_tensor(output)))
+
+        return hook
+
+    def _edit_pattern(self, weights_RHTS: Tensor, edits: list[tuple[int, ReadyEdit]]) -> None:
+        for row, edit in edits:
+            columns = self.columns(row, edit)
+            if columns is None:
+                continue
+            keys = torch.tensor([k + self.pad[row] for k in edit.keys or []], device=weights_RHTS.device)
+            heads = range(weights_RHTS.shape[1]) if edit.site.unit is None else [edit.site.unit]
+            for head in heads:
+                chosen = weights_RHTS[row, head][columns].clone()
+                chosen[:, keys] = edit.change(chosen[:, keys])
+                if edit.edit.renormalize:
+                    chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-30)
+                weights_RHTS[row, head][columns] = chosen
+            edit.fired = True
+
+
+def padded_inputs(anatomy: Anatomy, encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """Left-padded ids and mask for `generate`."""
+    width = max(len(e) for e in encoded)
+    ids = torch.full((len(encoded), width), pad_id)
+    mask = torch.zeros(len(encoded), width, dtype=torch.long)
+    for row, one in enumerate(encoded):
+        ids[row, width - len(one) :] = torch.tensor(one.ids)
+        mask[row, width - len(one) :] = 1
+    device = anatomy.unembedding.weight.device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+@torch.no_grad()
+def generate(
+    anatomy: Anatomy, tokenizer: Any, encoded: Sequence[Encoded], edits: Sequence[Sequence[ReadyEdit]],
+    settings: dict[str, Any], streamer: BaseStreamer | None = None,
+) -> list[Generated]:
+    """Answers to the prompts, each under its own edits. Raises PromptError if there is no room for new tokens."""
+    new, limit = settings["max_new_tokens"], anatomy.context
+    longest = max(len(e) for e in encoded)
+    if limit is not None and longest + new > limit:
+        raise PromptError(f"a prompt of {longest} tokens and {new} new ones exceed the model's context of {limit}")
+    pad = tokenizer.pad_token_id
+    pad = pad if pad is not None else tokenizer.eos_token_id or 0
+    steering = Steering(anatomy, edits, encoded)
+    with steering.hooks():
+        out = anatomy.hf.generate(
+            **padded_inputs(anatomy, encoded, pad), pad_token_id=pad, streamer=streamer, **settings
+        )
+    return [_answer(tokenizer, row[longest:].tolist(), anatomy.hf.generation_config.eos_token_id) for row in out]
+
+
+def _answer(tokenizer: Any, ids: list[int], eos: int | list[int] | None) -> Generated:
+    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    cut = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+    return Generated(tokenizer.decode(ids[:cut], skip_special_tokens=True), tuple(ids[:cut]))
+
+
+class _Pieces(BaseStreamer):
+    """Hands each new token's id to the consuming thread."""
+
+    def __init__(self) -> None:
+        self.queue: Queue[int | BaseException | None] = Queue()
+        self.prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt:
+            self.prompt = False
+            return
+        self.queue.put(int(value.flatten()[0]))
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+def stream(run: Callable[[BaseStreamer], Any], tokenizer: Any) -> Iterator[str]:
+    """The answer's text piece by piece, while `run` generates it in a second thread."""
+    pieces = _Pieces()
+
+    def work() -> None:
+        try:
+            run(pieces)
+        except BaseException as error:
+            pieces.queue.put(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    ids: list[int] = []
+    said = ""
+    while (item := pieces.queue.get()) is not None:
+        if isinstance(item, BaseException):
+            raise item
+        ids.append(item)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("�") and len(text) > len(said):
+            yield text[len(said) :]
+            said = text
+    thread.join()
+    while not pieces.queue.empty():
+        item = pieces.queue.get()
+        if isinstance(item, BaseException):
+            raise item

@@ -1,0 +1,275 @@
+"""The model that users hold: an unmodified Hugging Face model whose values can be read, edited and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchclamp.errors import EditError, InputError, PromptError, SiteError
+from patchclamp.forward.batch import Batch, Layout, inputs_of
+from patchclamp.forward.depend import Dependencies
+from patchclamp.forward.edit import Edit
+from patchclamp.forward.execute import Track, accepts_positions, execute
+from patchclamp.forward.generate import Generated, generate, stream
+from patchclamp.forward.plan import Mode, Plan, Row
+from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read
+from patchclamp.forward.read import read_all
+from patchclamp.forward.readout import Readout, as_readout
+from patchclamp.forward.site import Site
+from patchclamp.model.check import Identity, resolve
+from patchclamp.model.load import Loaded, load_weights
+from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
+
+Prompts = Any
+"""One prompt (text, messages or token ids) or a list of prompts."""
+
+
+def load(
+    ref: str = "smollm2-135m-instruct",
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | None = None,
+    device_map: Any = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model and prove that its parts are where its family's table says.
+
+    `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
+    `.gguf` file. Raises ModelError if it cannot be found or read, UnsupportedModel if an identity fails.
+    """
+    loaded = load_weights(ref, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
+    return Model(loaded)
+
+
+class Capture(Mapping[str, Tensor]):
+    """Captured values by site: `acts["resid.15"]`.
+
+    A value is [B, …] over the prompts: [B,T,…] for several positions, [B,…] for a single one (`@last`, an index,
+    a substring). Where prompts differ in length, `rows(site)` gives one tensor a prompt instead.
+    """
+
+    def __init__(self, sites: Sequence[Site], rows: Sequence[Sequence[Tensor]]) -> None:
+        self._rows = {str(site): [row[i] for row in rows] for i, site in enumerate(sites)}
+
+    def rows(self, site: str | Site) -> list[Tensor]:
+        """The values prompt by prompt, each [T,…] or […]. SiteError if the site was not captured."""
+        key = str(Site.parse(site))
+        if key not in self._rows:
+            raise SiteError(f"{key} was not captured; captured are {', '.join(self._rows)}")
+        return self._rows[key]
+
+    def __getitem__(self, site: str | Site) -> Tensor:
+        rows = self.rows(site)
+        if len({tuple(r.shape) for r in rows}) > 1:
+            lengths = sorted({len(r) for r in rows})
+            raise SiteError(
+                f"{site}: the prompts have {lengths[0]} to {lengths[-1]} tokens there, which do not stack; use "
+                f"capture.rows({str(site)!r}), or one position such as @last"
+            )
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Model:
+    """A loaded model. `hf` and `tokenizer` are Hugging Face's own, untouched."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.hf = loaded.hf
+        self.tokenizer = loaded.tokenizer
+        self.ref, self.name, self.revision = loaded.ref, loaded.name, loaded.revision
+        self.anatomy, self.identities = resolve(self.hf)
+        self._depends = Dependencies(self._read_clean)
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name}: {self.family}, {self.n_layers} blocks, width {self.d_model}, {self.dtype}>"
+
+    family = property(lambda self: self.anatomy.family.name, doc="Name of the architecture's family.")
+    n_layers = property(lambda self: self.anatomy.n_layers, doc="Number of blocks.")
+    n_heads = property(lambda self: self.anatomy.n_heads, doc="Attention heads a block.")
+    n_kv_heads = property(lambda self: self.anatomy.n_kv_heads, doc="Key/value heads a block.")
+    d_model = property(lambda self: self.anatomy.d_model, doc="Width of the residual stream.")
+    d_head = property(lambda self: self.anatomy.d_head, doc="Width of a head.")
+    n_vocab = property(lambda self: self.anatomy.n_vocab, doc="Number of logits.")
+    dtype = property(lambda self: self.hf.dtype, doc="Type of the weights.")
+    device = property(lambda self: self.anatomy.unembedding.weight.device, doc="Where logits are computed.")
+    weights_hash = property(lambda self: self.loaded.weights_hash, doc="Hash that identifies the weights.")
+
+    def n_neurons(self, layer: int) -> int:
+        """Neurons in one block's MLP; 0 for a mixture of experts."""
+        return self.anatomy.n_neurons(layer)
+
+    # Text and tokens
+
+    def encode(self, prompt: Any) -> Encoded:
+        """A prompt as tokens; PromptError if it is empty or too long."""
+        return encode(self.tokenizer, prompt, self.anatomy.context)
+
+    def tokens(self, prompt: Any) -> list[str]:
+        """What each of the prompt's tokens says."""
+        return list(self.encode(prompt).pieces)
+
+    def token(self, text: str) -> int:
+        """The id of the one token that spells `text`; TokenError names the tokens if it takes several."""
+        return single_token(self.tokenizer, text)
+
+    def say(self, token: int) -> str:
+        """The text of a token id."""
+        return token_text(self.tokenizer, token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of several token ids."""
+        return "".join(pieces(self.tokenizer, list(ids)))
+
+    # Running
+
+    def capture(self, prompts: Prompts, sites: Sequence[str | Site], edits: Sequence[Edit] = ()) -> Capture:
+        """Values at sites, under `edits` if any are given. See `Capture` for shapes."""
+        wanted = [Site.parse(s) for s in ([sites] if isinstance(sites, str | Site) else sites)]
+        if not wanted:
+            raise SiteError("no sites given: name at least one, e.g. resid.15@last")
+        rows = [(p, edits, wanted) for p in as_prompts(prompts)]
+        return Capture(wanted, self.execute(Plan.of(rows)))
+
+    def run(
+        self, prompts: Prompts, edits: Sequence[Edit] = (), read: Readout | str | Sequence[Readout | str] = "logits@last",
+        mode: Mode = "fast",
+    ) -> Any:
+        """Run prompts under edits and measure. One prompt gives one value, a list gives a list; several readouts
+        give a list of values for each prompt."""
+        single, listed = not is_many(prompts), isinstance(read, Sequence) and not isinstance(read, str)
+        reads = [as_readout(r) for r in (read if listed else [read])]  # type: ignore[list-item, union-attr]
+        results = self.execute(Plan.of([(p, edits, reads) for p in as_prompts(prompts)]), mode)
+        out = results if listed else [r[0] for r in results]
+        return out[0] if single else out
+
+    def execute(self, plan: Plan, mode: Mode = "fast", track: Track | None = None) -> list[list[Any]]:
+        """Execute a plan: for each row the values of its readouts. Raises EditError if an edit did not fire."""
+        jobs = self._jobs(plan.rows)
+        execute(self.anatomy, jobs, mode, self.say, track)
+        return [job.results for job in jobs]
+
+    def gradients(
+        self, prompts: Prompts, readout: Readout, sites: Sequence[str | Site], edits: Sequence[Edit] = ()
+    ) -> Capture:
+        """d readout / d site for each prompt, in the shapes of `capture`. The readout must be one number."""
+        if readout.kind in ("rank", "top", "logits", "value", "kl"):
+            raise InputError(f"the readout {readout.kind} has no gradient as one number; use logit_difference, logit, "
+                             "probability, log_probability or loss")
+        wanted = [Site.parse(s) for s in sites]
+        bad = [s for s in wanted if s.point in ("logits", "head_out", "pattern")]
+        if bad:
+            raise SiteError(f"no gradient is kept at {bad[0]}; use head, attn or resid")
+        reads = (readout, *(Readout.value(s) for s in wanted))
+        rows = [self._gradient(Row(prompt=p, edits=tuple(edits), reads=reads), wanted) for p in as_prompts(prompts)]
+        return Capture(wanted, rows)
+
+    def _gradient(self, row: Row, sites: list[Site]) -> list[Tensor]:
+        job = self._jobs([row])[0]
+        layout = Layout([job])
+        with torch.enable_grad():
+            batch = Batch(self.anatomy, layout, keep_graph=True)
+            hidden = batch.run(inputs_of(self.anatomy, layout, accepts_positions(self.anatomy)))
+            value = read_all(self.anatomy, batch, hidden, self.say)[0][0].sum()
+            kept = [batch.raw[site] for site in sites]
+            raws = torch.autograd.grad(value, [raw for _, raw in kept], allow_unused=True)
+        out = []
+        for index, ((tap, raw), gradient) in enumerate(zip(kept, raws, strict=True)):
+            whole = tap.read(torch.zeros_like(raw) if gradient is None else gradient / tap.scale**2, batch.n_tokens)
+            out.append(batch._pick(whole, 0, job.reads[index + 1]).detach())
+        return out
+
+    # Generating
+
+    def generate(
+        self, prompts: Prompts, edits: Sequence[Edit] = (), max_new_tokens: int = 64, *, sample: bool = False,
+        temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, use_cache: bool = True,
+    ) -> Any:
+        """Answers under edits: a `Generated` for one prompt, a list for several. Greedy unless `sample`."""
+        encoded = [self.encode(p) for p in as_prompts(prompts)]
+        ready = [self._ready_for_generation(edits, e) for e in encoded]
+        settings = self._settings(max_new_tokens, sample, temperature, top_p, use_cache)
+        torch.manual_seed(seed)
+        answers = generate(self.anatomy, self.tokenizer, encoded, ready, settings)
+        return answers if is_many(prompts) else answers[0]
+
+    def stream(
+        self, prompt: Any, edits: Sequence[Edit] = (), max_new_tokens: int = 64, *, sample: bool = False,
+        temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
+    ) -> Iterator[str]:
+        """One prompt's answer piece by piece, as it is generated."""
+        encoded = self.encode(prompt)
+        ready = [self._ready_for_generation(edits, encoded)]
+        settings = self._settings(max_new_tokens, sample, temperature, top_p, True)
+        torch.manual_seed(seed)
+        return stream(lambda s: generate(self.anatomy, self.tokenizer, [encoded], ready, settings, s), self.tokenizer)
+
+    @staticmethod
+    def _settings(n: int, sample: bool, temperature: float, top_p: float, use_cache: bool) -> dict[str, Any]:
+        if n < 1:
+            raise InputError(f"max_new_tokens is {n}; ask for at least one token")
+        if sample and (temperature <= 0 or not 0 < top_p <= 1):
+            raise InputError("sampling needs a temperature above 0 and top_p in (0, 1]")
+        extra = {"temperature": temperature, "top_p": top_p, "top_k": 0} if sample else {
+            "temperature": None, "top_p": None, "top_k": None}
+        return {"max_new_tokens": n, "do_sample": sample, "use_cache": use_cache, **extra}
+
+    # Binding
+
+    def _jobs(self, rows: Sequence[Row]) -> list[Job]:
+        self._depends.collect(e for row in rows for e in row.edits)
+        known: dict[Any, Encoded] = {}
+        jobs = []
+        for row in rows:
+            if row.prompt not in known:
+                known[row.prompt] = self.encode(row.prompt)
+            encoded = known[row.prompt]
+            edits = [ready_edit(self.anatomy, e, encoded, self._depends.lookup, self.name) for e in row.edits]
+            reads = [ready_read(self.anatomy, self.tokenizer, r, encoded, self.name) for r in row.reads]
+            jobs.append(Job(encoded, edits, reads))
+        return jobs
+
+    def _ready_for_generation(self, edits: Sequence[Edit], encoded: Encoded) -> list[ReadyEdit]:
+        self._depends.collect(edits)
+        out = []
+        for edit in edits:
+            response = edit.site.positions.kind == "response"
+            shown = edit.model_copy(update={"site": edit.site.at("last")}) if response else edit
+            ready = ready_edit(self.anatomy, shown, encoded, self._depends.lookup, self.name)
+            value = edit.value.tensor if edit.value is not None else None
+            if (response or ready.open_end) and edit.op in ("set", "swap") and value is not None and value.dim() > 1:
+                raise EditError(f"{edit.op} at {edit.site}: one value per token does not reach generated tokens; give "
+                                "one value, or name the prompt's positions")
+            out.append(ReadyEdit(edit, ready.tokens, ready.change, ready.keys, ready.open_end))
+        return out
+
+    def _read_clean(self, wanted: list[tuple[Any, Readout]]) -> list[Tensor]:
+        return [r[0] for r in self.execute(Plan.of([(p, (), (r,)) for p, r in wanted]))]
+
+    def check(self) -> list[Identity]:
+        """The identities proved when the model was loaded, with their errors."""
+        return self.identities
+
+
+def is_many(prompts: Prompts) -> bool:
+    """Whether a list of prompts was given rather than one prompt (a text, messages, or token ids)."""
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        return False
+    first = prompts[0] if len(prompts) else ""
+    return not isinstance(first, int) and not isinstance(first, Mapping) and not hasattr(first, "role")
+
+
+def as_prompts(prompts: Prompts) -> list[Any]:
+    """A list of prompts from one or many. PromptError if there are none."""
+    listed = list(prompts) if is_many(prompts) else [prompts]
+    if not listed or (isinstance(prompts, Sequence) and not len(prompts)):
+        raise PromptError("no prompts given: give at least one text to read")
+    return listed

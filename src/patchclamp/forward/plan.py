@@ -1,0 +1,45 @@
+"""Plans: many (prompt, edits, readouts) rows that are executed together."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from patchclamp.forward.edit import Edit
+from patchclamp.forward.readout import Readout, as_readout
+from patchclamp.forward.site import Site
+from patchclamp.model.tokens import Prompt
+
+Mode = Literal["fast", "batch", "single"]
+"""fast: rows batched, shared prefixes computed once, blocks before a row's first edit skipped; logits agree with
+`single` within 1e-3. batch: rows batched and run whole, within 1e-5. single: one row at a time, the oracle."""
+
+
+class Row(BaseModel):
+    """One run: a prompt, what is edited, what is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompt: Prompt
+    """Text, messages or token ids."""
+    edits: tuple[Edit, ...] = ()
+    """Applied in this order."""
+    reads: tuple[Readout, ...]
+    """Measured in this run."""
+
+
+class Plan(BaseModel):
+    """Rows to execute together: `model.execute(plan)` returns the readouts' values row by row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rows: tuple[Row, ...]
+    """The rows; prompts, edits and readouts may all differ."""
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[Any, Sequence[Edit], Sequence[Readout | str | Site]]]) -> "Plan":
+        """From (prompt, edits, reads) triples; a site string among the reads stands for the value there."""
+        return cls(rows=tuple(
+            Row(prompt=prompt, edits=tuple(edits), reads=tuple(as_readout(r) for r in reads))
+            for prompt, edits, reads in rows
+        ))

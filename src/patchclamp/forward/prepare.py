@@ -1,0 +1,232 @@
+"""From a plan's row to a job: sites checked against the model, positions as token indices, values as tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchclamp.errors import EditError, SiteError
+from patchclamp.forward.edit import Edit
+from patchclamp.forward.readout import Readout
+from patchclamp.forward.site import Positions, Site
+from patchclamp.model.anatomy import Anatomy
+from patchclamp.model.tokens import Encoded, single_token
+
+
+def check_site(anatomy: Anatomy, site: Site, name: str) -> None:
+    """Raise SiteError unless the model called `name` has the site."""
+    if site.point in ("embed", "logits"):
+        return
+    if site.point == "feature":
+        raise SiteError(f"{site}: no autoencoder is loaded, so the model has no features")
+    if site.layer is None or site.layer >= anatomy.n_layers:
+        last = anatomy.n_layers - 1
+        raise SiteError(f"{name} has {anatomy.n_layers} blocks (0 to {last}); {site} names block {site.layer}")
+    if site.point not in ("head_out", "pattern"):
+        anatomy.tap(site.point, site.layer)
+    if site.unit is not None:
+        count = anatomy.n_units(site.point, site.layer)
+        if site.unit >= count:
+            kind = {"neuron": "neurons", "gate": "neurons", "k": "key/value heads", "v": "key/value heads"}
+            what = kind.get(site.point, "heads")
+            raise SiteError(f"block {site.layer} of {name} has {count} {what} (0 to {count - 1}); {site} names "
+                            f"{site.unit}")
+
+
+def token_indices(positions: Positions, encoded: Encoded, site: Site | str) -> list[int]:
+    """The tokens of a prompt that `positions` selects, in order. SiteError if there are none."""
+    n = len(encoded)
+    kind = positions.kind
+    if kind == "all":
+        found = list(range(n))
+    elif kind == "last":
+        found = [n - 1]
+    elif kind == "prompt":
+        found = list(range(encoded.n_prompt))
+    elif kind == "response":
+        found = list(range(encoded.n_prompt, n))
+    elif kind == "index":
+        if not -n <= positions.index < n:
+            raise SiteError(f"{site}: the prompt has {n} tokens (0 to {n - 1}, or -{n} to -1 from the end)")
+        found = [positions.index % n]
+    elif kind == "slice":
+        found = list(range(n))[slice(*positions.bounds)]
+    else:
+        found = [encoded.find(positions.text)]
+    if not found:
+        why = "it has no response" if kind == "response" else f"the prompt has {n} tokens"
+        raise SiteError(f"{site} selects no token: {why}")
+    return found
+
+
+@dataclass
+class ReadyEdit:
+    """An edit whose tokens and values are known. `fired` is set by the run."""
+
+    edit: Edit
+    tokens: list[int]
+    change: Callable[[Tensor], Tensor]
+    keys: list[int] | None = None
+    open_end: bool = False
+    """The edit goes on through generated tokens."""
+    fired: bool = False
+
+    @property
+    def site(self) -> Site:
+        return self.edit.site
+
+    @property
+    def layer(self) -> int:
+        return self.site.layer or 0
+
+    @property
+    def join(self) -> int:
+        """The first block whose input or inside the edit changes; n for what only changes the output of n-1."""
+        return self.layer + 1 if self.site.point == "resid" else self.layer
+
+
+@dataclass
+class ReadyRead:
+    """A readout whose tokens are known."""
+
+    read: Readout
+    tokens: list[int]
+    """Token indices read; for logits-type readouts the position whose prediction is measured."""
+    ids: list[int] = field(default_factory=list)
+    """Vocabulary ids of the watched tokens."""
+
+    @property
+    def needs_logits(self) -> bool:
+        return self.read.kind != "value" or (self.read.site is not None and self.read.site.point == "logits")
+
+    @property
+    def layer(self) -> int:
+        """The block the run must reach."""
+        return self.read.site.layer or 0 if self.read.site is not None else 0
+
+
+@dataclass
+class Job:
+    """One run to do."""
+
+    encoded: Encoded
+    edits: list[ReadyEdit]
+    reads: list[ReadyRead]
+    results: list[Any] = field(default_factory=list)
+
+    @property
+    def join(self) -> int:
+        """The first block that this run has to compute for itself."""
+        return min(e.join for e in self.edits)
+
+    @property
+    def start(self) -> int:
+        """The first token that this run has to compute for itself."""
+        read = [i for r in self.reads for i in r.tokens]
+        return min(read + [i for e in self.edits for i in e.tokens], default=0)
+
+    @property
+    def needs_clean(self) -> bool:
+        return any(r.read.kind == "kl" for r in self.reads)
+
+
+def ready_read(anatomy: Anatomy, tokenizer: Any, read: Readout, encoded: Encoded, name: str) -> ReadyRead:
+    """Check one readout against the model and the prompt."""
+    if read.kind == "value":
+        assert read.site is not None
+        check_site(anatomy, read.site, name)
+        return ReadyRead(read, token_indices(read.site.positions, encoded, read.site))
+    tokens = token_indices(Positions.parse(read.at), encoded, f"@{read.at}")
+    if read.kind == "loss":
+        targets = [i for i in tokens if i > 0]
+        if not targets:
+            raise SiteError(f"loss@{read.at}: the first token is not predicted from anything; give more text")
+        tokens = [i - 1 for i in targets]
+    return ReadyRead(read, tokens, [t if isinstance(t, int) else single_token(tokenizer, t) for t in read.tokens])
+
+
+Lookup = Callable[[Edit, Sequence[int]], Tensor | None]
+"""The tensor an edit depends on: a corpus mean, a swapped value, a standard deviation."""
+
+
+def ready_edit(anatomy: Anatomy, edit: Edit, encoded: Encoded, lookup: Lookup, name: str) -> ReadyEdit:
+    """Check one edit against the model and the prompt, and bind its values."""
+    site = edit.site
+    check_site(anatomy, site, name)
+    tokens = token_indices(site.positions, encoded, site)
+    if site.point == "pattern":
+        return _ready_pattern(anatomy, edit, encoded, tokens, name)
+    like = anatomy.unembedding.weight
+    shape = value_shape(anatomy, site)
+    value = lookup(edit, tokens)
+    if value is None and edit.value is not None:
+        value = edit.value.tensor
+    value = None if value is None else value.to(like)
+    direction = None if edit.direction is None else edit.direction.tensor.to(like)
+    _check_widths(edit, value, direction, shape, len(tokens), name)
+    return ReadyEdit(edit, tokens, change_of(edit, value, direction), open_end=site.positions.kind == "all")
+
+
+def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
+    """Shape of the value at one token of a site."""
+    if site.point in ("neuron", "gate"):
+        return () if site.unit is not None else (anatomy.n_neurons(site.layer or 0),)
+    if site.point in ("head", "q", "k", "v"):
+        heads = anatomy.n_units(site.point, site.layer or 0)
+        return (anatomy.d_head,) if site.unit is not None else (heads, anatomy.d_head)
+    return (anatomy.d_model,)
+
+
+def _check_widths(
+    edit: Edit, value: Tensor | None, direction: Tensor | None, shape: tuple[int, ...], n: int, name: str
+) -> None:
+    if direction is not None:
+        if not shape:
+            raise EditError(f"{edit.site} is one number; {edit.op} along a direction needs a vector there (use set, "
+                            "scale, or the whole layer)")
+        if direction.shape[-1] != shape[-1]:
+            raise EditError(f"the direction has width {direction.shape[-1]} and {edit.site} of {name} has width "
+                            f"{shape[-1]}")
+    if value is None or edit.op not in ("set", "swap", "mean"):
+        return
+    allowed = [(), shape, (n, *shape)]
+    if tuple(value.shape) not in allowed:
+        forms = " or ".join(str(list(a)) for a in dict.fromkeys(allowed) if a) or "one number"
+        raise EditError(f"{edit.op} at {edit.site} of {name}: the value has shape {list(value.shape)}, expected {forms}")
+
+
+def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The edit as a function of the value [tokens, …]: what is written in its place."""
+    op = edit.op
+    if op == "zero":
+        return torch.zeros_like
+    if op in ("set", "mean", "swap"):
+        assert value is not None
+        return lambda x: value.to(x).expand_as(x)
+    if op == "scale":
+        assert value is not None
+        return lambda x: x * value.to(x)
+    assert direction is not None
+    unit = direction / direction.norm()
+    if op == "add":
+        step = edit.strength * (direction if value is None else value * unit)
+        return lambda x: x + step.to(x)
+    if op == "project_out":
+        return lambda x: x - (x @ unit.to(x)).unsqueeze(-1) * unit.to(x)
+    assert op == "clamp" and value is not None
+    return lambda x: x + (value.to(x) - x @ unit.to(x)).unsqueeze(-1) * unit.to(x)
+
+
+def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: list[int], name: str) -> ReadyEdit:
+    if not anatomy.family.common_attention:
+        raise EditError(
+            f"{edit.site}: a {anatomy.family.name} model computes attention outside transformers' attention "
+            f"interface, so its pattern can be read but not edited; edit head.{edit.site.layer} instead"
+        )
+    keys = token_indices(Positions.parse(edit.keys), encoded, f"keys @{edit.keys}")
+    value = None if edit.value is None else edit.value.tensor.to(anatomy.unembedding.weight)
+    if value is not None and value.dim():
+        raise EditError(f"{edit.op} at {edit.site} of {name} takes one number, not shape {list(value.shape)}")
+    return ReadyEdit(edit, tokens, change_of(edit, value, None), keys, open_end=edit.site.positions.kind == "all")

@@ -1,0 +1,306 @@
+"""A Hugging Face model's parts, found through its family's table: modules, sizes, and a tap for every point."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchclamp.errors import SiteError, UnsupportedModel
+from patchclamp.model.families import BY_ARCHITECTURE, Family, Heads
+
+STREAM = ("embed", "resid_pre", "resid_mid", "resid", "attn", "mlp")
+
+
+def part(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path below `root`, or None where it is missing."""
+    found: Any = root
+    for name in path.split(".") if path else ():
+        found = getattr(found, name, None)
+        if found is None:
+            return None
+    return found
+
+
+def in_features(module: nn.Module) -> int:
+    """Input width of a linear module (`nn.Linear` or transformers' transposed `Conv1D`)."""
+    weight = module.weight
+    return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])
+
+
+def weight_in_out(module: nn.Module) -> Tensor:
+    """A linear module's weight as [input width, output width]."""
+    return module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where in the module graph a point's value passes, and how it lies there.
+
+    `side`: the module's input or output. Canonical shapes: [B,T,width], or [B,T,units,width] for heads.
+    """
+
+    module: nn.Module
+    side: str
+    units: int | None = None
+    """Number of heads, where the value is split into heads."""
+    layout: str = "flat"
+    start: int = 0
+    index: Tensor | None = None
+    """For layouts no view can show: the last dimension's indices, [units, width]."""
+    scale: float = 1.0
+    in_place: bool = False
+    """The tensor itself is the residual stream: an edit must write into it."""
+    copy: bool = False
+    """The block changes the tensor after it passed: a capture must copy."""
+
+    def _shaped(self, raw: Tensor, n_tokens: int) -> Tensor:
+        return raw.unflatten(0, (-1, n_tokens)) if raw.dim() == 2 else raw
+
+    def _view(self, x: Tensor) -> Tensor:
+        if self.units is None:
+            return x
+        if self.index is not None:
+            return x[..., self.index.to(x.device)]
+        if self.layout == "bhte":
+            return x.transpose(1, 2)
+        if self.layout == "bthe":
+            return x
+        width = self.width(x)
+        return x[..., self.start : self.start + self.units * width].unflatten(-1, (self.units, width))
+
+    def width(self, x: Tensor) -> int:
+        return self._width or x.shape[-1] // (self.units or 1)
+
+    _width: int = 0
+
+    def read(self, raw: Tensor, n_tokens: int) -> Tensor:
+        """The canonical value; shares memory with `raw` where it can."""
+        value = self._view(self._shaped(raw, n_tokens))
+        if self.scale != 1.0:
+            value = value * self.scale
+        return value.clone() if self.copy and self.scale == 1.0 else value
+
+    def write(self, raw: Tensor, n_tokens: int, change: Callable[[Tensor], None]) -> Tensor:
+        """The tensor to put in `raw`'s place after `change` has edited the canonical value in place."""
+        whole = raw if self.in_place else raw.clone()
+        shaped = self._shaped(whole, n_tokens)
+        view = self._view(shaped)
+        if self.scale != 1.0:
+            scaled = view * self.scale
+            change(scaled)
+            return scaled / self.scale
+        change(view)
+        if self.index is not None:
+            shaped[..., self.index.to(shaped.device)] = view
+        return whole
+
+
+class Anatomy:
+    """The parts of one loaded model. Raises UnsupportedModel if the family's table does not fit it."""
+
+    def __init__(self, hf: nn.Module, family: Family) -> None:
+        self.hf = hf
+        self.family = family
+        config = hf.config
+        blocks = part(hf, family.blocks)
+        if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+            raise UnsupportedModel(f"{type(hf).__name__}: no blocks at {family.blocks!r} (family {family.name})")
+        self.blocks: list[nn.Module] = list(blocks)
+        self.n_layers = len(self.blocks)
+        self.base: nn.Module = hf.base_model
+        self.final_norm = self._need(hf, family.final_norm)
+        self.unembedding = hf.get_output_embeddings()
+        if self.unembedding is None:
+            raise UnsupportedModel(f"{type(hf).__name__} has no unembedding: it is not a causal language model")
+        out_proj = self._need(self.blocks[0], family.out_proj)
+        self.n_heads = int(_first(config, "num_attention_heads", "n_head", "n_heads", "num_heads"))
+        self.d_head = in_features(out_proj) // self.n_heads
+        self.n_kv_heads = self._kv_heads(config)
+        self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model"))
+        self.n_vocab = int(self.unembedding.weight.shape[0])
+        self.context = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=None)
+        for layer, block in enumerate(self.blocks):
+            for path in (family.attention, family.attn, family.mlp, family.out_proj):
+                if part(block, path) is None:
+                    raise UnsupportedModel(
+                        f"{type(hf).__name__}: block {layer} has no {path!r} (family {family.name})"
+                    )
+        self._taps: dict[tuple[str, int], Tap] = {}
+
+    def _need(self, root: nn.Module, path: str) -> nn.Module:
+        found = part(root, path)
+        if found is None:
+            raise UnsupportedModel(f"{type(self.hf).__name__} has no {path!r} (family {self.family.name})")
+        return found
+
+    def _kv_heads(self, config: Any) -> int:
+        own = getattr(part(self.blocks[0], self.family.attention), "num_kv_heads", None)
+        return int(own or _first(config, "num_key_value_heads", default=None) or self.n_heads)
+
+    @property
+    def parallel(self) -> bool:
+        """Attention and MLP read the same residual stream, so that there is no `resid_mid`."""
+        flag = self.family.parallel_if
+        return self._mid_module(0) is None or bool(flag and getattr(self.hf.config, flag, False))
+
+    def _mid_module(self, layer: int) -> nn.Module | None:
+        return next((m for p in self.family.resid_mid if (m := part(self.blocks[layer], p)) is not None), None)
+
+    def n_neurons(self, layer: int) -> int:
+        """Width of the MLP of one block; 0 where it has no single down projection (mixture of experts)."""
+        down = part(self.blocks[layer], self.family.down_proj)
+        return in_features(down) if down is not None else 0
+
+    def n_units(self, point: str, layer: int) -> int:
+        """How many units a point has in a block: heads, key/value heads or neurons."""
+        if point in ("k", "v"):
+            return self.n_kv_heads
+        return self.n_neurons(layer) if point in ("neuron", "gate") else self.n_heads
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points this model has (in at least one block)."""
+        every = (*STREAM, "head", "head_out", "q", "k", "v", "pattern", "neuron", "gate", "logits")
+        return tuple(p for p in every if p in ("logits", "head_out", "pattern") or self._has(p))
+
+    def _has(self, point: str) -> bool:
+        for layer in range(self.n_layers):
+            try:
+                self.tap(point, layer)
+            except SiteError:
+                continue
+            return True
+        return False
+
+    def tap(self, point: str, layer: int) -> Tap:
+        """The tap of a point in a block. SiteError says why the model has none."""
+        if (point, layer) not in self._taps:
+            self._taps[point, layer] = self._make_tap(point, layer)
+        return self._taps[point, layer]
+
+    def _make_tap(self, point: str, layer: int) -> Tap:
+        family, block = self.family, self.blocks[layer]
+        if point in ("embed", "resid_pre"):
+            return Tap(block, "in")
+        if point == "resid":
+            return Tap(block, "out")
+        if point == "resid_mid":
+            module = self._mid_module(layer)
+            if module is None or self.parallel:
+                raise SiteError(
+                    f"resid_mid.{layer}: in a {family.name} block attention and MLP are parallel and both read "
+                    f"resid_pre.{layer}; there is no residual stream between them"
+                )
+            return Tap(module, "in", in_place=True)
+        if point in ("attn", "mlp"):
+            scale = float(getattr(block, family.multiplier)) if family.multiplier else 1.0
+            path = family.attn if point == "attn" else family.mlp
+            return Tap(part(block, path), "out", scale=scale, copy=point == "mlp" and family.mutates_mlp)
+        if point == "head":
+            return Tap(part(block, family.out_proj), "in", units=self.n_heads)
+        if point in ("neuron", "gate"):
+            return self._mlp_tap(point, layer)
+        if point in ("q", "k", "v"):
+            return self._heads_tap(point, layer)
+        raise SiteError(f"{point}.{layer} has no single place in the model")
+
+    def _mlp_tap(self, point: str, layer: int) -> Tap:
+        family, block = self.family, self.blocks[layer]
+        down = part(block, family.down_proj)
+        if down is None:
+            raise SiteError(
+                f"{point}.{layer}: block {layer} is a mixture of experts whose weights are fused, so no one "
+                f"projection reads its neurons; use mlp.{layer}, the experts' joint output"
+            )
+        if point == "neuron":
+            return Tap(down, "in")
+        act = part(block, family.gate) if family.gate else None
+        if act is None:
+            raise SiteError(f"gate.{layer}: the MLP of a {family.name} block is not gated; use neuron.{layer}")
+        return Tap(act, "out")
+
+    def _heads_tap(self, point: str, layer: int) -> Tap:
+        block = self.blocks[layer]
+        candidates: tuple[Heads, ...] = getattr(self.family, point)
+        heads = next((h for h in candidates if part(block, h.path) is not None), None)
+        if heads is None:
+            raise SiteError(f"{point}.{layer}: a {self.family.name} block has no {candidates[0].path!r}")
+        clip = getattr(getattr(self.hf.config, "attn_config", None), "clip_qkv", None)
+        if clip:
+            raise SiteError(f"{point}.{layer}: this model clips queries, keys and values at ±{clip} after the "
+                            "projection, where no module shows them")
+        units = self.n_heads if point == "q" else self.n_kv_heads
+        module = part(block, heads.path)
+        if heads.layout in ("head3", "falcon"):
+            return Tap(module, "out", units=units, index=self._interleaved(heads))
+        sizes = {"q": self.n_heads * self.d_head, "k": self.n_kv_heads * self.d_head}
+        start = sum(sizes.get(name, 0) for name in heads.start.split("+"))
+        return Tap(module, "out", units=units, layout=heads.layout, start=start, _width=self.d_head)
+
+    def _interleaved(self, heads: Heads) -> Tensor:
+        """Indices [units, width] into a fused projection whose heads alternate."""
+        width, config = self.d_head, self.hf.config
+        grouped = heads.layout == "falcon" and getattr(config, "new_decoder_architecture", False)
+        if heads.layout == "falcon" and not grouped and getattr(config, "multi_query", False):
+            per_group, groups = self.n_heads, 1
+        elif grouped:
+            per_group, groups = self.n_heads // self.n_kv_heads, self.n_kv_heads
+        else:
+            per_group, groups = 1, self.n_heads
+        slots = torch.arange(groups * (per_group + 2) * width).view(groups, per_group + 2, width)
+        chosen = slots[:, :per_group] if heads.which == 0 else slots[:, [per_group + heads.which - 1]]
+        return chosen.reshape(-1, width).to(self.unembedding.weight.device)
+
+    def head(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of hidden states that passed the final norm: [..., D] -> [..., V], or only of `tokens` [N]
+        -> [..., N], or of tokens [..., N] chosen for each hidden state."""
+        weight, bias = self.unembedding.weight, getattr(self.unembedding, "bias", None)
+        if tokens is None:
+            logits = self.unembedding(hidden)
+        elif tokens.dim() == 1:
+            logits = nn.functional.linear(hidden, weight[tokens], None if bias is None else bias[tokens])
+        else:
+            logits = (weight[tokens] * hidden.unsqueeze(-2)).sum(-1)
+            logits = logits if bias is None else logits + bias[tokens]
+        config, family = self.hf.config, self.family
+        if family.logit_divisor:
+            logits = logits / getattr(config, family.logit_divisor)
+        if family.logit_scale:
+            logits = logits * getattr(config, family.logit_scale)
+        cap = getattr(config, family.logit_softcap) if family.logit_softcap else None
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def unembed(self, resid: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of residual streams [..., D]: final norm, unembedding, scale and softcap, as the model does."""
+        hidden = self.final_norm(resid)
+        projection = part(self.hf, self.family.final_projection) if self.family.final_projection else None
+        return self.head(hidden if projection is None else projection(hidden), tokens)
+
+    def post_norm_scale(self, layer: int, raw_attn: Tensor) -> Tensor | float:
+        """What one unit of the output projection is multiplied by on its way into the residual stream, in the
+        actual run: [B,T,D] for a post-norm (raw_attn [B,T,D] is that norm's input), else the multiplier."""
+        block, family = self.blocks[layer], self.family
+        if not family.post_norm:
+            return float(getattr(block, family.multiplier)) if family.multiplier else 1.0
+        norm = part(block, family.attn)
+        eps = getattr(norm, "eps", None) or norm.variance_epsilon
+        wide = raw_attn.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * (norm.weight.float() + family.norm_offset)
+        return scale.to(raw_attn.dtype)
+
+
+def _first(config: Any, *names: str, default: Any = ...) -> Any:
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    if default is ...:
+        raise UnsupportedModel(f"{type(config).__name__} has none of {', '.join(names)}")
+    return default
+
+
+def family_of(hf: nn.Module) -> Family | None:
+    """The family whose table names this architecture, if there is one."""
+    return BY_ARCHITECTURE.get(type(hf).__name__)

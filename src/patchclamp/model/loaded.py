@@ -1,0 +1,42 @@
+"""What loading returns: the untouched Hugging Face model, its tokenizer, and where the weights came from."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchclamp.model.cache import FileStamp
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in memory and its provenance. `hf` and `tokenizer` are exactly what transformers built."""
+
+    hf: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: str
+    """What the caller asked for: an embedded name, a path or a Hugging Face id."""
+    name: str
+    """How to call it in a chart or record: the embedded name, the id, or the file's or folder's name."""
+    revision: str | None
+    """The commit on the Hub, or the package an embedded model comes from; None for local files."""
+    folder: Path | None
+    """The folder the weights were read from."""
+    weights: tuple[FileStamp, ...] = ()
+    """The weight files, as they were when they were read."""
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """A sha256 that identifies the weights.
+
+        One file: that file's sha256, the sum `sha256sum model.safetensors` and the Hub show. Several shards: the
+        sha256 of the lines `<sha256>  <name>`, sorted by name, which is `sha256sum *.safetensors | sha256sum`.
+        Computed on first use and remembered in the cache by path, size and modification time. Raises RunError if
+        a file changed on disk since the model was loaded.
+        """
+        sums = [(stamp.path.name, stamp.sha256()) for stamp in sorted(self.weights, key=lambda s: s.path.name)]
+        if len(sums) == 1:
+            return sums[0][1]
+        return hashlib.sha256("".join(f"{sum_}  {name}\n" for name, sum_ in sums).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""The small data files that come with patchclamp, by name.
+
+Wherever a command or function takes a data file, `example:NAME` stands for one of these:
+
+    agreement   choice rows: `She looked at these` -> ` books`, not ` book`
+    capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
+    ioi         pair rows: indirect object identification, `John and Mary …, John gave a drink to` -> ` Mary`
+    neutral     a corpus of short plain paragraphs
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+
+from patchclamp.errors import FileError
+
+EXAMPLE_PREFIX = "example:"
+
+
+def _data_folder() -> Path:
+    return Path(str(files("patchclamp.tasks"))) / "data"
+
+
+def example_names() -> tuple[str, ...]:
+    """The names `example_file` knows, sorted."""
+    return tuple(sorted(path.stem for path in _data_folder().iterdir() if path.suffix in (".jsonl", ".txt")))
+
+
+def example_file(name: str) -> Path:
+    """The path of the shipped data file called `name`, e.g. `agreement`.
+
+    Raises FileError with the names there are.
+    """
+    for path in _data_folder().iterdir():
+        if path.stem == name and path.suffix in (".jsonl", ".txt"):
+            return path
+    known = example_names()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {EXAMPLE_PREFIX}{near[0]}?" if near else f"there are: {', '.join(known)}"
+    raise FileError(f"no example file is called {name!r}; {hint}")

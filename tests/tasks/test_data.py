@@ -1,0 +1,117 @@
+"""The shipped data is what it says it is: a wrong row here would be a wrong finding everywhere."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from patchclamp.errors import FileError, SpecError
+from patchclamp.tasks import (
+    ChoiceRow,
+    PairRow,
+    example_file,
+    example_names,
+    neutral_texts,
+    read_corpus,
+    read_rows,
+)
+
+AGREEMENT = read_rows("example:agreement", ChoiceRow)
+CAPITALS = read_rows("example:capitals", ChoiceRow)
+IOI = read_rows("example:ioi", PairRow)
+
+
+def test_the_names_of_the_shipped_files():
+    assert example_names() == ("agreement", "capitals", "ioi", "neutral")
+
+
+def test_every_name_is_a_file():
+    assert all(example_file(name).is_file() for name in example_names())
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(FileError, match="agreement, capitals, ioi, neutral"):
+        example_file("xyz")
+
+
+@pytest.mark.parametrize(("rows", "at_least"), [(AGREEMENT, 40), (CAPITALS, 60), (IOI, 40)])
+def test_there_are_enough_rows_and_none_twice(rows, at_least):
+    assert len(set(rows)) == len(rows) >= at_least
+
+
+@pytest.mark.parametrize("rows", [AGREEMENT, CAPITALS, IOI])
+def test_answers_are_single_words_with_their_leading_space(rows):
+    assert all(re.fullmatch(r" [A-Za-z]+", text) for row in rows for text in (row.answer, row.distractor))
+
+
+class TestAgreement:
+    def test_the_determiner_tells_the_number(self):
+        numbers = {"these": "plural", "those": "plural", "this": "singular", "that": "singular"}
+
+        assert all(numbers[row.prompt.split()[-1]] == row.model_extra["number"] for row in AGREEMENT)
+
+    def test_the_four_determiners_are_equally_frequent(self):
+        assert set(Counter(row.prompt.split()[-1] for row in AGREEMENT).values()) == {len(AGREEMENT) // 4}
+
+    def test_each_plural_row_has_a_singular_twin_with_the_nouns_exchanged(self):
+        for plural, singular in zip(AGREEMENT[::2], AGREEMENT[1::2], strict=True):
+            assert plural.prompt.split()[:-1] == singular.prompt.split()[:-1]
+            assert (plural.answer, plural.distractor) == (singular.distractor, singular.answer)
+
+
+class TestCapitals:
+    def test_the_prompt_names_the_country(self):
+        for row in CAPITALS:
+            assert re.fullmatch(rf"The capital of (the )?{row.model_extra['country']} is the city of", row.prompt)
+
+    def test_every_country_and_every_capital_stands_once(self):
+        assert len({row.model_extra["country"] for row in CAPITALS}) == len(CAPITALS)
+        assert len({row.answer for row in CAPITALS}) == len(CAPITALS)
+
+    def test_every_capital_is_a_distractor_once_so_that_none_is_favoured(self):
+        assert sorted(row.distractor for row in CAPITALS) == sorted(row.answer for row in CAPITALS)
+
+
+class TestIndirectObjects:
+    def test_clean_and_corrupted_differ_in_the_repeated_name_alone(self):
+        for row in IOI:
+            clean, corrupted = row.clean.split(), row.corrupted.split()
+            changed = [at for at, words in enumerate(zip(clean, corrupted, strict=True)) if len(set(words)) == 2]
+            assert len(changed) == 1
+            assert (clean[changed[0]], corrupted[changed[0]]) == (row.distractor.strip(), row.answer.strip())
+
+    def test_the_answer_is_the_name_that_clean_says_once(self):
+        for row in IOI:
+            counts = Counter(re.findall(r"\w+", row.clean))
+            assert (counts[row.answer.strip()], counts[row.distractor.strip()]) == (1, 2)
+
+    def test_all_prompts_have_the_same_words_in_the_same_places(self):
+        varied = {len(set(words)) > 1 for words in zip(*(row.clean.split() for row in IOI), strict=True)}
+        fixed = [words for words in zip(*(row.clean.split() for row in IOI), strict=True) if len(set(words)) == 1]
+
+        assert varied == {True, False}
+        assert len({len(row.clean.split()) for row in IOI}) == 1
+        assert len(fixed) >= 7
+
+    def test_no_name_and_no_order_is_favoured(self):
+        assert len(set(Counter(row.answer for row in IOI).values())) == 1
+        assert Counter(row.answer for row in IOI) == Counter(row.distractor for row in IOI)
+
+
+class TestNeutral:
+    def test_about_sixty_different_short_paragraphs(self):
+        texts = neutral_texts()
+
+        assert len(set(texts)) == len(texts) >= 60
+        assert all(40 <= len(text.split()) <= 70 for text in texts if text.isascii())
+
+    def test_the_first_n(self):
+        assert neutral_texts(3) == neutral_texts()[:3]
+
+    def test_it_is_a_corpus_like_any_other(self):
+        assert tuple(read_corpus("example:neutral")) == neutral_texts()
+
+    @pytest.mark.parametrize("n", [0, -1, 10_000])
+    def test_more_than_there_are(self, n):
+        with pytest.raises(SpecError, match="ask for 1 to"):
+            neutral_texts(n)

@@ -1,0 +1,94 @@
+"""Tiny randomly initialised models of every supported family's real configuration class, and variants."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import transformers as tf
+
+COMMON = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+          "intermediate_size": 48, "max_position_embeddings": 64}
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GQA = {**COMMON, **IDS, "num_key_value_heads": 2}
+GPT = {"vocab_size": 101, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **IDS}
+MOE = {"num_experts_per_tok": 2}
+
+CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "gpt2": lambda: tf.GPT2Config(**GPT),
+    "gpt_neo": lambda: tf.GPTNeoConfig(vocab_size=101, hidden_size=32, num_layers=4, num_heads=4, window_size=3,
+                                       max_position_embeddings=64,
+                                       attention_types=[[["global", "local"], 2]], **IDS),
+    "gptj": lambda: tf.GPTJConfig(**GPT, rotary_dim=4),
+    "gpt_neox": lambda: tf.GPTNeoXConfig(**COMMON, **IDS),
+    "gpt_neox-sequential": lambda: tf.GPTNeoXConfig(**COMMON, **IDS, use_parallel_residual=False),
+    "opt": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48,
+                                max_position_embeddings=64, word_embed_proj_dim=32, **IDS),
+    "opt-projected": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                          ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=16, **IDS),
+    "bloom": lambda: tf.BloomConfig(vocab_size=101, hidden_size=32, n_layer=3, n_head=4, **IDS),
+    "falcon": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **IDS),
+    "falcon-new": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                          num_kv_heads=2, new_decoder_architecture=True, **IDS),
+    "falcon-rw": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                         multi_query=False, parallel_attn=False, alibi=True, bias=True, **IDS),
+    "mpt": lambda: tf.MptConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, max_seq_len=64, **IDS),
+    "llama": lambda: tf.LlamaConfig(**GQA),
+    "llama-wide-heads": lambda: tf.LlamaConfig(**GQA, head_dim=16, attention_bias=True, mlp_bias=True),
+    "mistral": lambda: tf.MistralConfig(**GQA, sliding_window=4),
+    "mixtral": lambda: tf.MixtralConfig(**GQA, **MOE, num_local_experts=4),
+    "qwen2": lambda: tf.Qwen2Config(**GQA),
+    "qwen2_moe": lambda: tf.Qwen2MoeConfig(**GQA, **MOE, num_experts=4, moe_intermediate_size=16,
+                                           shared_expert_intermediate_size=24, mlp_only_layers=[1]),
+    "qwen3": lambda: tf.Qwen3Config(**GQA, head_dim=16),
+    "gemma": lambda: tf.GemmaConfig(**GQA, head_dim=16),
+    "gemma2": lambda: tf.Gemma2Config(**GQA, head_dim=16, final_logit_softcapping=1.0, sliding_window=4,
+                                      query_pre_attn_scalar=16),
+    "gemma3": lambda: tf.Gemma3TextConfig(**GQA, head_dim=16, sliding_window=4, final_logit_softcapping=2.0,
+                                          layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "phi": lambda: tf.PhiConfig(**GQA),
+    "phi-qk-norm": lambda: tf.PhiConfig(**GQA, qk_layernorm=True),
+    "phi3": lambda: tf.Phi3Config(**GQA),
+    "stablelm": lambda: tf.StableLmConfig(**GQA),
+    "stablelm-parallel": lambda: tf.StableLmConfig(**GQA, use_parallel_residual=True, qk_layernorm=True),
+    "olmo2": lambda: tf.Olmo2Config(**GQA),
+    "granite": lambda: tf.GraniteConfig(**GQA, residual_multiplier=0.4, logits_scaling=3.0, embedding_multiplier=2.0,
+                                        attention_multiplier=0.2),
+    "cohere": lambda: tf.CohereConfig(**GQA, logit_scale=0.25, use_qk_norm=True),
+    "smollm3": lambda: tf.SmolLM3Config(**GQA),
+}
+
+
+@cache
+def tiny(name: str, attention: str | None = None) -> tf.PreTrainedModel:
+    """One tiny model, the same weights at every call. `attention`: eager or sdpa."""
+    torch.manual_seed(sum(map(ord, name)))
+    config = CONFIGS[name]()
+    kwargs = {"attn_implementation": attention} if attention else {}
+    model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kwargs).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@cache
+def tiny_tokenizer() -> tf.PreTrainedTokenizerFast:
+    """A word-level tokenizer of 101 tokens: 'w0' to 'w96' and specials."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i + 4 for i in range(97)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.Fuse()
+    return tf.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+                                      pad_token="<pad>")
+
+
+@cache
+def tiny_model(name: str, attention: str | None = None):
+    """The same tiny model, wrapped."""
+    from patchclamp.forward.model import Model
+    from patchclamp.model.loaded import Loaded
+
+    return Model(Loaded(hf=tiny(name, attention), tokenizer=tiny_tokenizer(), ref=f"tiny:{name}", name=name,
+                        revision=None, folder=None))
