@@ -54,7 +54,8 @@ LONG = (
     "the morning the boats were rocking at their ropes and the blackboard said nothing at all."
 )
 SHORT_TOKENS, LONG_TOKENS = 14, 256
-SAMPLED_NEURONS = {"loop": 64, "invokes": 64, "batched": 256}
+SAMPLED_NEURONS = {"loop": 64, "invokes": 64, "batched": 256, "skip": 256}
+SLOW_SECONDS, SLOW_ROUNDS = 20.0, 3
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ SWEEPERS = (
     Contender("transformer-lens", "batched"),
     Contender("nnsight", "invokes"),
     Contender("nnsight", "batched"),
+    Contender("nnsight", "skip"),
     Contender("interp-engine", "loop"),
     Contender("interp-engine", "batched"),
 )
@@ -294,7 +296,8 @@ def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, st
         entered = [each for each in task.contenders if each.worker in workers]
         for turn in range(options.rounds):
             for number, (contender, outcome) in enumerate(zip(entered, outcomes, strict=True)):
-                if outcome.failure:
+                slow = turn >= SLOW_ROUNDS and statistics.median(outcome.seconds or [0.0]) > SLOW_SECONDS
+                if outcome.failure or slow:
                     continue
                 request, outcome.scale = request_of(task, contender)
                 if turn == 0:

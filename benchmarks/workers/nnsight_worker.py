@@ -33,9 +33,11 @@ class NNsight(Worker):
         "patch/loop": "one trace a patch",
         "patch/invokes": "30 invokes a trace, one patch each",
         "patch/batched": "one trace of 64 rows, logits_to_keep=1",
+        "patch/skip": "a layer's patches in one trace, earlier blocks skipped, logits_to_keep=1",
         "ablate/loop": "one trace a neuron",
         "ablate/invokes": "30 invokes a trace, one neuron each",
         "ablate/batched": "one trace of 64 rows, logits_to_keep=1",
+        "ablate/skip": "one trace of 64 rows, earlier blocks skipped, logits_to_keep=1",
         "generate": "generate(), tracer.iter over the steps",
     }
 
@@ -78,16 +80,16 @@ class NNsight(Worker):
         values = [value[0] if isinstance(value, tuple) else value for value in values]
         return [*(value for value in values if isinstance(value, torch.Tensor)), logits]
 
-    def clean_residuals(self) -> list[torch.Tensor]:
+    def residuals(self, tokens: list[int]) -> list[torch.Tensor]:
         model, blocks = self.model, self.blocks
-        with model.trace(torch.tensor([self.setup.short])):
+        with model.trace(torch.tensor([tokens])):
             kept = nnsight.save([])
             for block in blocks:
                 kept.append(block.output)
         return kept
 
     def patch(self, positions: str, variant: str) -> torch.Tensor:
-        model, blocks, clean = self.model, self.blocks, self.clean_residuals()
+        model, blocks, clean = self.model, self.blocks, self.residuals(self.setup.short)
         corrupted = torch.tensor([self.setup.corrupted])
         sweep = cells(self.layers, corrupted.shape[1], positions)
         found: list[torch.Tensor] = []
@@ -106,6 +108,19 @@ class NNsight(Worker):
                             blocks[layer].output[:, position] = clean[layer][:, position]
                             kept.append(model.output.logits[:, -1])
                 found.append(logit_difference(torch.cat(kept), self.setup))
+        elif variant == "skip":
+            before = self.residuals(self.setup.corrupted)
+            for layer in range(self.layers):
+                rows = [position for at, position in sweep if at == layer]
+                patched = before[layer].repeat(len(rows), 1, 1)
+                for row, position in enumerate(rows):
+                    patched[row, position] = clean[layer][0, position]
+                with model.trace(corrupted.expand(len(rows), -1), logits_to_keep=1):
+                    for earlier in range(layer):
+                        blocks[earlier].skip(patched)
+                    blocks[layer].skip(patched)
+                    logits_BV = model.output.logits[:, -1].save()
+                found.append(logit_difference(logits_BV, self.setup))
         else:
             for rows in chunks(sweep):
                 touched = sorted({at for at, _ in rows})
@@ -139,8 +154,13 @@ class NNsight(Worker):
                             kept.append(model.output.logits[:, -1])
                 found.append(logit_difference(torch.cat(kept), self.setup))
         else:
+            skipped = ABLATED_LAYER if variant == "skip" else 0
+            before = self.residuals(self.setup.short)[skipped - 1] if skipped else None
             for rows in chunks(neurons):
+                entering = before.expand(len(rows), -1, -1) if skipped else None
                 with model.trace(tokens.expand(len(rows), -1), logits_to_keep=1):
+                    for earlier in range(skipped):
+                        self.blocks[earlier].skip(entering)
                     value = silenced.input
                     for row, neuron in enumerate(rows):
                         value[row, where, neuron] = 0
@@ -154,9 +174,9 @@ class NNsight(Worker):
         with model.generate(
             tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW_TOKENS, do_sample=False
         ) as tracer:
-            whole = tracer.result.save()
             for _ in tracer.iter[:NEW_TOKENS]:
-                block.output[:] = block.output + vector
+                block.output = block.output + vector
+            whole = tracer.result.save()
         return whole[0, tokens.shape[1] :]
 
 

@@ -12,8 +12,14 @@ METHODS = ("fake_methods",)
 def load_model(options):
     if options.model == "missing":
         raise ModelError("there is no model missing")
-    return SimpleNamespace(ref=options.model, name=options.model, revision=None, weights_hash="0" * 64,
-                           dtype=f"torch.{options.dtype}", device=options.device or "cpu")
+    return SimpleNamespace(
+        ref=options.model,
+        name=options.model,
+        revision=None,
+        weights_hash="0" * 64,
+        dtype=f"torch.{options.dtype}",
+        device=options.device or "cpu",
+    )
 
 
 if __name__ == "__main__":

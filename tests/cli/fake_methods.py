@@ -19,17 +19,17 @@ class Change(BaseModel):
 class CountSpec(Spec):
     prompt: Annotated[str | list[str], Positional()]
     """The prompt, or several."""
-    watch: list[str] = []
+    watch: tuple[str, ...] = ()
     """A word to watch, e.g. `" Warsaw"`; may be repeated."""
     top: int = Field(5, ge=1)
     """How many letters."""
-    parts: Annotated[list[Literal["resid", "attn", "mlp"]], CommaList()] = ["resid", "attn"]
+    parts: Annotated[tuple[Literal["resid", "attn", "mlp"], ...], CommaList()] = ("resid", "attn")
     """Where to look."""
     window: int | Literal["all"] | None = "all"
     """How far back."""
     chat: bool = False
     """Whether to use the chat template."""
-    edits: list[Change] = []
+    edits: tuple[Change, ...] = ()
     """Edits to apply."""
 
 
@@ -58,10 +58,12 @@ def count(model: object, spec: CountSpec, progress: Progress) -> tuple[CountResu
     """
     print("noise on standard output")
     text = spec.prompt if isinstance(spec.prompt, str) else "".join(spec.prompt)
-    letters = [letter for letter in progress.track(sorted(set(text)), "letters")]
+    letters = list(progress.track(sorted(set(text)), "letters"))
     letters = sorted(letters, key=text.count, reverse=True)[: spec.top]
     effect = Interval(mean=1, low=1, high=1)
-    verdict = Verdict(outcome="not supported", reason="The letters are as frequent as any.", effect=effect, control=effect)
+    verdict = Verdict(
+        outcome="not supported", reason="The letters are as frequent as any.", effect=effect, control=effect
+    )
     return CountResult(letters=letters, counts=[text.count(letter) for letter in letters]), verdict
 
 

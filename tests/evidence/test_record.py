@@ -196,7 +196,7 @@ def test_page_and_notebook_do_without_chart_and_table(bare, model, tmp_path):
 
 def test_notebook_shows_verdict_picture_and_table(measure, model):
     shown = measure(model, words=["a<b"])._repr_html_()
-    assert "Inconclusive whether words are long" in shown
+    assert "<b>Inconclusive.</b> The effect 0.3 rests on 1 observation" in shown
     assert "<svg" in shown and "a&lt;b" in shown and "<script" not in shown
 
 

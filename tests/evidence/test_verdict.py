@@ -85,7 +85,7 @@ def test_groups_prompt_by_prompt_become_an_interval_or_a_range():
 def test_one_observation_against_a_mean_is_inconclusive():
     verdict = judge(1e9, [0.0] * 10, claim="x")
     assert verdict.outcome == "inconclusive"
-    assert "rests on 1 observation, and it takes 6" in verdict.reason
+    assert "rests on 1 observation, where 6 are needed" in verdict.reason
 
 
 def test_one_observation_can_be_judged_against_a_distribution():
@@ -149,9 +149,9 @@ def test_a_random_group_seldom_stands_out_among_random_groups():
 
 
 def test_reason_is_one_sentence_with_the_numbers():
-    verdict = judge(interval(3, 1), CONTROL, claim="neuron.1.2 lowers the loss.")
+    verdict = judge(interval(3, 1), CONTROL, claim="x lowers the loss.")
     assert verdict.reason == (
-        "Supported that neuron.1.2 lowers the loss: the effect 3 [2, 4] lies above the control, 0 [-1, 1]."
+        "The effect 3 [2, 4] lies above the control, 0 [-1, 1], which supports that x lowers the loss."
     )
 
 

@@ -62,7 +62,8 @@ class TestAgreement:
 class TestCapitals:
     def test_the_prompt_names_the_country(self):
         for row in CAPITALS:
-            assert re.fullmatch(rf"The capital of (the )?{row.model_extra['country']} is the city of", row.prompt)
+            country = row.model_extra["country"]
+            assert re.fullmatch(f"The capital of (the )?{country} is the city of", row.prompt)
 
     def test_every_country_and_every_capital_stands_once(self):
         assert len({row.model_extra["country"] for row in CAPITALS}) == len(CAPITALS)
@@ -76,9 +77,8 @@ class TestIndirectObjects:
     def test_clean_and_corrupted_differ_in_the_repeated_name_alone(self):
         for row in IOI:
             clean, corrupted = row.clean.split(), row.corrupted.split()
-            changed = [at for at, words in enumerate(zip(clean, corrupted, strict=True)) if len(set(words)) == 2]
-            assert len(changed) == 1
-            assert (clean[changed[0]], corrupted[changed[0]]) == (row.distractor.strip(), row.answer.strip())
+            changed = [pair for pair in zip(clean, corrupted, strict=True) if pair[0] != pair[1]]
+            assert changed == [(row.distractor.strip(), row.answer.strip())]
 
     def test_the_answer_is_the_name_that_clean_says_once(self):
         for row in IOI:
@@ -86,16 +86,17 @@ class TestIndirectObjects:
             assert (counts[row.answer.strip()], counts[row.distractor.strip()]) == (1, 2)
 
     def test_all_prompts_have_the_same_words_in_the_same_places(self):
-        varied = {len(set(words)) > 1 for words in zip(*(row.clean.split() for row in IOI), strict=True)}
-        fixed = [words for words in zip(*(row.clean.split() for row in IOI), strict=True) if len(set(words)) == 1]
+        template = r"When (\w+) and (\w+) went to the \w+, (\1|\2) gave a \w+ to"
 
-        assert varied == {True, False}
-        assert len({len(row.clean.split()) for row in IOI}) == 1
-        assert len(fixed) >= 7
+        assert all(re.fullmatch(template, text) for row in IOI for text in (row.clean, row.corrupted))
 
-    def test_no_name_and_no_order_is_favoured(self):
-        assert len(set(Counter(row.answer for row in IOI).values())) == 1
+    def test_every_name_is_the_answer_as_often_as_the_distractor(self):
         assert Counter(row.answer for row in IOI) == Counter(row.distractor for row in IOI)
+
+    def test_the_answer_comes_first_as_often_as_second(self):
+        first = sum(row.clean.split()[1] == row.answer.strip() for row in IOI)
+
+        assert first == len(IOI) / 2
 
 
 class TestNeutral:

@@ -33,7 +33,7 @@ from patchclamp.tasks.read import MAX_PARAGRAPH
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 CHOICES = [
     {"prompt": "She looked at these", "answer": " books", "distractor": " book", "source": "hand"},
-    {"prompt": 'He said "those, please",\nand took\tthose', "answer": " apples", "distractor": " apple", "source": "é"},
+    {"prompt": '"Those, please",\nhe said\tof those', "answer": " pens", "distractor": " pen", "source": "é"},
     {"prompt": "  two spaces", "answer": "…", "distractor": " \u2028", "source": "x"},
 ]
 
@@ -106,7 +106,8 @@ class TestFormats:
 
         plain, chat = read_rows(path, PromptRow)
 
-        assert (plain.messages, chat.prompt, chat.messages) == (None, None, (Message(role="user", content="Hello"),))
+        assert (plain.prompt, plain.messages) == ("plain", None)
+        assert (chat.prompt, chat.messages) == (None, (Message(role="user", content="Hello"),))
 
     def test_plain_text_is_one_prompt_a_line(self, tmp_path):
         path = tmp_path / "prompts.txt"
@@ -251,7 +252,8 @@ class TestJsonErrors:
     def test_a_line_that_is_no_object(self, tmp_path):
         (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n"b"\n')
 
-        assert "line 2: not an object but the text 'b'" in message(read_rows, tmp_path / "rows.jsonl", PromptRow)
+        assert "line 2: not an object but the text 'b'" in message(
+            read_rows, tmp_path / "rows.jsonl", PromptRow)
 
     def test_a_list_named_jsonl(self, tmp_path):
         write(tmp_path / "rows.json", CHOICES).rename(tmp_path / "rows.jsonl")
@@ -314,9 +316,9 @@ class TestFieldErrors:
         assert f"rows{suffix}, {place}: field 'output' is empty" in message(read_rows, path, TaskRow)
 
     def test_a_missing_field_lists_those_there_are(self, tmp_path):
-        path = write(tmp_path / "rows.jsonl", [{"input": "a", "target": "b"}])
+        path = write(tmp_path / "rows.jsonl", [{"input": "a", "goal": "b"}])
 
-        assert "line 1: field 'output' is missing (it has: input, target)" in message(read_rows, path, TaskRow)
+        assert "line 1: field 'output' is missing (it has: input, goal)" in message(read_rows, path, TaskRow)
 
     @pytest.mark.parametrize(("value", "found"), [
         (3, "the number 3"), (True, "the value true"), (["x"], "a list"), ({}, "an object")])
@@ -326,7 +328,8 @@ class TestFieldErrors:
         assert f"field 'output' must be text, not {found}" in message(read_rows, path, TaskRow)
 
     def test_null_is_empty(self, tmp_path):
-        path = write(tmp_path / "rows.parquet", [{"input": "a", "output": "b"}, {"input": "a", "output": None}])
+        rows = [{"input": "a", "output": "b"}, {"input": "a", "output": None}]
+        path = write(tmp_path / "rows.parquet", rows)
 
         assert "row 2: field 'output' is empty (null)" in message(read_rows, path, TaskRow)
 
@@ -350,7 +353,8 @@ class TestFieldErrors:
         assert f"either 'prompt' or 'messages'; this one has {found}" in message(read_rows, path, PromptRow)
 
     def test_a_turn_names_its_place_in_the_conversation(self, tmp_path):
-        path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "user"}]}])
+        turns = [{"role": "user", "content": "a"}, {"role": "user"}]
+        path = write(tmp_path / "rows.jsonl", [{"messages": turns}])
 
         assert "field 'messages[1].content' is missing" in message(read_rows, path, PromptRow)
 
@@ -370,25 +374,24 @@ class TestFieldErrors:
         assert "no word in any language" in message(read_rows, path, WordRow)
 
 
-class TestRelations:
-    RELATION = {
-        "name": "capital", "prompt_templates": ["{} has the capital"], "prompt_templates_zs": ["Capital of {}?"],
-        "properties": {"relation_type": "factual"},
-        "samples": [{"subject": "Poland", "object": "Warsaw"}, {"subject": "Japan", "object": "Tokyo"}],
-    }
+SAMPLES = [{"subject": "Poland", "object": "Warsaw"}, {"subject": "Japan", "object": "Tokyo"}]
+RELATION = {"name": "capital", "prompt_templates": ["{} has the capital"], "samples": SAMPLES,
+            "prompt_templates_zs": ["Capital of {}?"], "properties": {"relation_type": "factual"}}
 
+
+class TestRelations:
     def read(self, tmp_path, **changes):
-        (tmp_path / "relation.json").write_text(json.dumps(self.RELATION | changes))
+        (tmp_path / "relation.json").write_text(json.dumps(RELATION | changes))
         return read_relation(tmp_path / "relation.json")
 
     def test_name_templates_and_pairs(self, tmp_path):
         relation = self.read(tmp_path)
 
         assert (relation.name, relation.prompt_templates) == ("capital", ("{} has the capital",))
-        assert [(pair.subject, pair.object) for pair in relation.samples] == [("Poland", "Warsaw"), ("Japan", "Tokyo")]
+        assert [pair.model_dump() for pair in relation.samples] == SAMPLES
 
     def test_a_repeated_pair_is_kept_once(self, tmp_path):
-        assert len(self.read(tmp_path, samples=self.RELATION["samples"] * 2).samples) == 2
+        assert len(self.read(tmp_path, samples=SAMPLES * 2).samples) == 2
 
     def test_stray_spaces_and_double_escapes_are_undone(self, tmp_path):
         relation = self.read(tmp_path, samples=[{"subject": "Colombia ", "object": "Bogot\\u00e1"}])
@@ -400,7 +403,7 @@ class TestRelations:
         assert "write exactly one {}" in message(lambda: self.read(tmp_path, prompt_templates=[template]))
 
     def test_a_bad_pair_gives_its_number_and_field(self, tmp_path):
-        samples = [*self.RELATION["samples"], {"subject": "France"}]
+        samples = [*SAMPLES, {"subject": "France"}]
 
         assert "field 'samples[2].object' is missing" in message(lambda: self.read(tmp_path, samples=samples))
 

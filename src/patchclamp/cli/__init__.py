@@ -23,7 +23,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line given (default: the process's own) and exit.
 
-    Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted, 141 nobody reads the output."""
+    Exit codes: 0 done (whatever the verdict), 1 the run failed, 2 the input is wrong, 130 interrupted,
+    141 nobody reads the output."""
     try:
         from patchclamp.cli.app import execute  # the imports take a while; Ctrl-C may come here
     except KeyboardInterrupt:

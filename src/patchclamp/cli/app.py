@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,28 +13,39 @@ from cyclopts import App, CycloptsError, Parameter
 from patchclamp.cli.line import DEBUG, arrange
 from patchclamp.cli.models import models
 from patchclamp.cli.runs import runs
-from patchclamp.cli.terminal import as_json_text, complain, note, say, say_json, standard_output_kept_clean
-from patchclamp.errors import InputError, PatchclampError
+from patchclamp.cli.terminal import (
+    NoReaderError,
+    as_json_text,
+    complain,
+    note,
+    say,
+    say_json,
+    standard_output_kept_clean,
+)
+from patchclamp.errors import InputError, PatchclampError, SpecError
 
 DEBUG_VARIABLE = "PATCHCLAMP_DEBUG"
 FAILED, WRONG_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 METHODS = "Methods"
-HELP = """Record, intervene, compare with a control, conclude: experiments on the inside of a language model."""
+HELP = (
+    """Record, intervene, compare with a control, conclude: experiments on the inside of a language model."""
+)
 
 
 def execute(tokens: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Errors are one line on standard error; the traceback comes
-    with `--debug` or PATCHCLAMP_DEBUG=1."""
+    """Run one command line and return its exit code.
+
+    Errors are one line on standard error; the traceback comes with `--debug` or PATCHCLAMP_DEBUG=1."""
     try:
+        refuse_bytes(tokens)
         app = build_app(tokens)
         app(arrange(app, tokens), print_error=False, exit_on_error=False, result_action="return_value")
-        sys.stdout.flush()
     except KeyboardInterrupt:
         note("Interrupted.")
         return INTERRUPTED
-    except BrokenPipeError as error:
-        return _no_reader() or _failed(error, tokens)
+    except NoReaderError:
+        return NO_READER
     except CycloptsError as error:
         complain(str(error))
         note(f"See {' '.join(['patchclamp', *(error.command_chain or ())])} --help.")
@@ -58,24 +68,27 @@ def _failed(error: Exception, tokens: Sequence[str]) -> int:
     return FAILED
 
 
-def _no_reader() -> int:
-    """The exit code if standard output is a pipe nobody reads any more, else 0."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered must not raise again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NO_READER
-    return 0
+def refuse_bytes(tokens: Sequence[str]) -> None:
+    """Raise SpecError for an argument that is not UTF-8.
+
+    Python carries its bytes as surrogates, which no tokenizer and no JSON takes."""
+    for token in tokens:
+        try:
+            token.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(f"the argument {token!r} is not UTF-8 (character {error.start})") from error
 
 
 def build_app(tokens: Sequence[str]) -> App:
     """The application for one command line.
 
-    Every method is listed by name and summary; only the one that is asked for is imported and gets options."""
+    Every method is listed by name and summary; only the one asked for is imported and gets its options."""
     app = App(
-        name="patchclamp", help=HELP, version=_version, suppress_keyboard_interrupt=False,
-        help_epilogue=f"`patchclamp methods` says what each method asks. {DEBUG} prints the traceback of an error.",
+        name="patchclamp",
+        help=HELP,
+        version=_version,
+        suppress_keyboard_interrupt=False,
+        help_epilogue=f"`patchclamp methods` says what each method asks. {DEBUG} prints an error's traceback.",
     )
     app.command(models)
     app.command(runs)
@@ -126,8 +139,16 @@ def _longest(words: Sequence[str], known: Callable[[str], bool]) -> str | None:
 
 
 def list_methods(
-    *, as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False,
-                                          help="Print names, summaries and the JSON schema of each spec.")] = False,
+    *,
+    as_json: Annotated[
+        bool,
+        Parameter(
+            name="--json",
+            negative=(),
+            show_default=False,
+            help="Print names, summaries and the JSON schema of each spec.",
+        ),
+    ] = False,
 ) -> None:
     """List the methods: the questions that can be asked of a model."""
     from rich.table import Table
@@ -137,9 +158,14 @@ def list_methods(
 
         known = methods()
     if as_json:
-        say_json(as_json_text([
-            {"name": m.name, "summary": m.summary, "schema": m.spec.model_json_schema()} for m in known.values()
-        ]))
+        say_json(
+            as_json_text(
+                [
+                    {"name": m.name, "summary": m.summary, "schema": m.spec.model_json_schema()}
+                    for m in known.values()
+                ]
+            )
+        )
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for method in known.values():

@@ -1,8 +1,8 @@
 """One cyclopts command per method: `lens.logit` becomes `patchclamp lens logit`.
 
-cyclopts splits the line, suggests the nearest option and prints the help; every value reaches us as text, is read
-by `options.Option.value` and judged by the method's spec. So cyclopts' own conversions (a rounded "1.5", "none"
-for None) never touch a spec.
+cyclopts splits the line, suggests the nearest option and prints the help; every value reaches us as text, is
+read by `options.Option.value` and judged by the method's spec. So cyclopts' own conversions (a rounded "1.5",
+"none" for None) never touch a spec.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from patchclamp.cli.options import Option, options_of, refuse_clashes
 from patchclamp.errors import SpecError
@@ -28,15 +28,15 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     model: str = "smollm2-135m-instruct"
-    """The model: an embedded one (`patchclamp models list`), a Hugging Face id, a local folder or a .gguf file."""
+    """The model: an embedded one (`patchclamp models list`), a Hugging Face id, a folder or a .gguf file."""
     device: str | None = None
     """Where it runs: cpu (if left out), cuda, cuda:1, mps, or auto to spread it over what there is."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
-    """Number format of weights and activations; auto is the checkpoint's own. float32 is the one to compare in."""
+    """Number format of weights and activations; auto is the checkpoint's own, float32 the one to compare in."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust."""
     as_json: bool = Field(False, alias="json")
-    """Print one JSON object (method, spec, result, verdict, provenance) and nothing else on standard output."""
+    """Print one JSON object (method, spec, result, verdict, provenance) on standard output, nothing else."""
     html: Path | None = None
     """Write the chart as a self-contained HTML page to this file."""
     png: Path | None = None
@@ -57,16 +57,14 @@ def build_command(method: Method, run: Runner) -> App:
     Raises SpecError if two options of the method would have the same name."""
     question, common = options_of(method.spec, method.name), options_of(RunOptions, method.name)
     refuse_clashes([*question, *common], method.name)
-    signature = inspect.Signature([*_parameters(question, "spec_", _group), *_parameters(common, "run_", lambda _: COMMON)])
+    signature = inspect.Signature(
+        [*_parameters(question, "spec_", _group), *_parameters(common, "run_", lambda _: COMMON)]
+    )
 
     def command(*positional: Any, **named: Any) -> None:
         given = signature.bind(*positional, **named).arguments
         spec = method.make_spec(**_values(question, "spec_", given))
-        try:
-            options = RunOptions(**_values(common, "run_", given))
-        except ValidationError as error:
-            raise SpecError("; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())) from error
-        run(method, spec, options)
+        run(method, spec, RunOptions(**_values(common, "run_", given)))
 
     command.__signature__ = signature  # type: ignore[attr-defined]
     app = App(name=method.name.rsplit(".", 1)[-1], help=method.description)
@@ -88,14 +86,28 @@ def _parameters(
     for option in options:
         kind = inspect.Parameter.POSITIONAL_ONLY if option.positional else inspect.Parameter.KEYWORD_ONLY
         hint = _hint(option)
-        yield inspect.Parameter(prefix + option.field, kind, default=_placeholder(hint),
-                                annotation=Annotated[hint, _settings(option, group_of(option))])
+        yield inspect.Parameter(
+            prefix + option.field,
+            kind,
+            default=_placeholder(hint),
+            annotation=Annotated[hint, _settings(option, group_of(option))],
+        )
     for option in options:
         if option.none_flag:
-            settings = Parameter(name=option.none_flag, help=f"Leave {option.field} unset.", negative=(),
-                                 required=False, show_default=False, group=group_of(option))
-            yield inspect.Parameter(f"{prefix}none_{option.field}", inspect.Parameter.KEYWORD_ONLY,
-                                    default=False, annotation=Annotated[bool, settings])
+            settings = Parameter(
+                name=option.none_flag,
+                help=f"Leave {option.field} unset.",
+                negative=(),
+                required=False,
+                show_default=False,
+                group=group_of(option),
+            )
+            yield inspect.Parameter(
+                f"{prefix}none_{option.field}",
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, settings],
+            )
 
 
 def _settings(option: Option, group: Group | str) -> Parameter:
@@ -110,7 +122,8 @@ def _settings(option: Option, group: Group | str) -> Parameter:
         help=option.help + (f" Choices: {', '.join(choices)}." if choices else ""),
         negative=negative,
         metavar=None if option.is_flag or _is_choice(option) else option.metavar,
-        required=option.required,
+        required=option.required
+        and not option.none_flag,  # else --no-OPTION may stand for it; the spec will say
         show_default=(not off and option.default_text) or False,
         group=group,
     )
@@ -144,7 +157,9 @@ def _values(options: list[Option], prefix: str, given: dict[str, Any]) -> dict[s
         name = prefix + option.field
         if given.get(f"{prefix}none_{option.field}"):
             if name in given:
-                raise SpecError(f"{option.none_flag} and a value for {option.field} were both given; leave one out")
+                raise SpecError(
+                    f"{option.none_flag} and a value for {option.field} were both given; leave one out"
+                )
             values[option.field] = None
         elif name in given:
             raw = given[name]

@@ -12,9 +12,13 @@ from patchclamp.evidence import method as registry
 
 
 def summaries() -> dict[str, str]:
-    """Each method's summary by name, as far as it is written in the registered modules as
-    `@method("name", …) def …`; a method registered in another way is only found by importing (`methods()`)."""
-    modules = [*registry.BUILT_IN, *(entry.module for entry in entry_points(group=registry.ENTRY_POINT_GROUP))]
+    """Each method's summary by name, as far as it is written `@method("name", …) def …` in a registered module.
+
+    A method registered in another way is only found by importing: `evidence.method.methods()`."""
+    modules = [
+        *registry.BUILT_IN,
+        *(entry.module for entry in entry_points(group=registry.ENTRY_POINT_GROUP)),
+    ]
     return dict(sorted(pair for module in modules for pair in _declared(module)))
 
 
@@ -28,6 +32,7 @@ def _declared(module: str) -> Iterator[tuple[str, str]]:
         for decorator in getattr(function, "decorator_list", ()):
             match decorator:
                 case ast.Call(
-                    func=ast.Name(id="method") | ast.Attribute(attr="method"), args=[ast.Constant(value=str(name)), *_]
+                    func=ast.Name(id="method") | ast.Attribute(attr="method"),
+                    args=[ast.Constant(value=str(name)), *_],
                 ):
                     yield name, (ast.get_docstring(function) or "").split("\n")[0]

@@ -15,9 +15,9 @@ _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
 def arrange(app: App, tokens: Sequence[str]) -> list[str]:
     """The line as cyclopts reads it without mistaking a value for an option, and without `--debug`.
 
-    Options are told from values with the names the command knows: what follows an option that takes a value is
-    its value, unless it is another option's name. Then values are written so that they cannot be taken for
-    options: `--watch=-ing`, and positional ones behind `--`."""
+    Options are told from values with the names the command knows: what follows an option that takes a value
+    is its value, unless it is another option's name. Then values are written so that they cannot be taken
+    for options: `--watch=-ing`, and positional ones behind `--`."""
     tokens = list(tokens)
     while tokens[:1] == [DEBUG]:
         tokens = tokens[1:]

@@ -56,9 +56,15 @@ def fetch(name: Annotated[str, Parameter(help="One of `patchclamp models list`."
 
 @models.command
 def check(
-    ref: Annotated[str, Parameter(help="An embedded model, a Hugging Face id, a local folder or a .gguf file.")], /, *,
-    trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False,
-                                                 help="Run the Python code that comes with the model.")] = False,
+    ref: Annotated[
+        str, Parameter(help="An embedded model, a Hugging Face id, a local folder or a .gguf file.")
+    ],
+    /,
+    *,
+    trust_remote_code: Annotated[
+        bool,
+        Parameter(negative=(), show_default=False, help="Run the Python code that comes with the model."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prove that a model is understood: print each identity with its largest error."""

@@ -25,7 +25,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
@@ -63,7 +62,9 @@ class Shape:
     def is_json(self) -> bool:
         """Whether one occurrence of the option is JSON text."""
         items = self.items
-        return self.structured or (items is not None and (items.is_json or items.nullable or items.items is not None))
+        return self.structured or (
+            items is not None and (items.is_json or items.nullable or items.items is not None)
+        )
 
     @property
     def is_scalar(self) -> bool:
@@ -91,8 +92,12 @@ class Shape:
 ANYTHING = Shape(structured=True, nullable=True, items=Shape(structured=True))
 
 
-def shape_of(schema: dict[str, Any], definitions: dict[str, Any], inside: frozenset[str] = frozenset()) -> Shape:
-    """Read a field's JSON schema. `inside` holds the definitions being read: a recursive one is structured."""
+def shape_of(
+    schema: dict[str, Any], definitions: dict[str, Any], inside: frozenset[str] = frozenset()
+) -> Shape:
+    """Read a field's JSON schema.
+
+    `inside` holds the names of the definitions being read: a recursive one is structured."""
     if (reference := schema.get("$ref")) is not None:
         name = reference.rsplit("/", 1)[-1]
         if name in inside:
@@ -108,7 +113,10 @@ def shape_of(schema: dict[str, Any], definitions: dict[str, Any], inside: frozen
         case "null":
             return Shape(nullable=True)
         case "array":
-            held = [*schema.get("prefixItems", ()), *([schema["items"]] if isinstance(schema.get("items"), dict) else ())]
+            held = [
+                *schema.get("prefixItems", ()),
+                *([schema["items"]] if isinstance(schema.get("items"), dict) else ()),
+            ]
             items = _union([shape_of(s, definitions, inside) for s in held]) if held else ANYTHING
             return Shape(items=items, may_be_empty=schema.get("minItems", 0) == 0)
         case "object":
@@ -180,7 +188,11 @@ class Option:
         """What stands for the value in the help text."""
         held = self.shape if self.shape.is_json else self.held
         words = ["CHOICE"] * bool(held.choices)
-        words += ["PATH" if kind == "string" and held.path else METAVARS[kind] for kind in SCALARS if kind in held.kinds]
+        words += [
+            "PATH" if kind == "string" and held.path else METAVARS[kind]
+            for kind in SCALARS
+            if kind in held.kinds
+        ]
         words += ["JSON"] * self.shape.is_json
         return "|".join(words) + (",…" if self.comma and not self.shape.is_json else "")
 
@@ -223,8 +235,10 @@ class Option:
         return [item for value in values for item in (value if isinstance(value, list) else [value])]
 
     def _read_json(self, text: str, shape: Shape) -> Any:
-        """One JSON value. Where a plain text is as good, only what plainly is an object, or an array of objects or
-        arrays, counts as JSON: a prompt may begin with a bracket, a quote or an @."""
+        """One JSON value.
+
+        Where a plain text is as good, only what plainly is an object, or an array of objects or arrays, counts
+        as JSON: a prompt may begin with a bracket, a quote or an @."""
         if "string" in shape.kinds and not NESTED.match(text):
             return scalar(text, shape)
         if text in map(written, shape.choices):
@@ -251,8 +265,9 @@ def _read_file(option: str, path: Path) -> str:
 
 
 def scalar(text: str, shape: Shape) -> Any:
-    """Read one value: the first of choice, integer, number, boolean and string that `text` is. Text that is none
-    of what the shape accepts stays text, for pydantic to refuse by name."""
+    """Read one value: the first of choice, integer, number, boolean and string that `text` is.
+
+    Text that is none of what the shape accepts stays text, for pydantic to refuse by name."""
     for choice in shape.choices:
         if text == written(choice):
             return choice
@@ -316,6 +331,8 @@ def refuse_clashes(options: Sequence[Option], owner: str) -> None:
         negation = f"--no-{option.name[2:]}" if option.is_flag else None
         for name in filter(None, (option.name, negation, option.none_flag, option.empty_flag)):
             if name in taken:
-                raise SpecError(f"{owner}: {name} would mean both {taken[name]} and the field {option.field!r}; "
-                                "rename the field")
+                raise SpecError(
+                    f"{owner}: {name} would mean both {taken[name]} and the field {option.field!r}; "
+                    "rename the field"
+                )
             taken[name] = f"the field {option.field!r}"

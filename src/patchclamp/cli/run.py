@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchclamp.cli.build import RunOptions
-from patchclamp.cli.terminal import TerminalProgress, as_table, note, say, say_json, standard_output_kept_clean
+from patchclamp.cli.terminal import (
+    TerminalProgress,
+    as_table,
+    note,
+    say,
+    say_json,
+    standard_output_kept_clean,
+)
 from patchclamp.errors import FileError, RunError, SpecError
 
 if TYPE_CHECKING:
@@ -19,8 +26,8 @@ if TYPE_CHECKING:
 def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
     """Run `method` as the common options say and print the record.
 
-    What is wrong with the options is said before the model is loaded, and the record is stored before anything
-    else is written, so that no finished run is lost."""
+    What is wrong with the options is said before the model is loaded, and the record is stored before
+    anything else is written, so that no finished run is lost."""
     check_places(options)
     with standard_output_kept_clean(), TerminalProgress() as progress:
         record = method.run(load_model(options), spec, progress)
@@ -43,10 +50,12 @@ def load_model(options: RunOptions) -> Model:
     import patchclamp
 
     if options.device == "auto":
-        return patchclamp.load(options.model, dtype=options.dtype, device_map="auto",
-                               trust_remote_code=options.trust_remote_code)
-    return patchclamp.load(options.model, dtype=options.dtype, device=options.device,
-                           trust_remote_code=options.trust_remote_code)
+        return patchclamp.load(
+            options.model, dtype=options.dtype, device_map="auto", trust_remote_code=options.trust_remote_code
+        )
+    return patchclamp.load(
+        options.model, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
 
 
 def store(record: Record, options: RunOptions) -> Path | None:

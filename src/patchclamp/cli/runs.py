@@ -70,18 +70,24 @@ def show(name: Id, /, *, as_json: Json = False) -> None:
         return
     run.show(record)
     provenance = record.provenance
-    say(f"{record.method} on {provenance.name} ({provenance.dtype}, {provenance.device}), "
-        f"{provenance.started.astimezone():%Y-%m-%d %H:%M}, {provenance.duration:.1f} s, record {record.id}")
+    say(
+        f"{record.method} on {provenance.name} ({provenance.dtype}, {provenance.device}), "
+        f"{provenance.started.astimezone():%Y-%m-%d %H:%M}, {provenance.duration:.1f} s, record {record.id}"
+    )
     say(f"spec: {record.spec.model_dump_json()}")
 
 
 @runs.command
 def replay(
-    name: Id, /, *,
+    name: Id,
+    /,
+    *,
     model: Annotated[str | None, Parameter(help="Another model than the record's.")] = None,
     device: Annotated[str | None, Parameter(help="Another device than the record's.")] = None,
-    trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False,
-                                                 help="Run the Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool,
+        Parameter(negative=(), show_default=False, help="Run the Python code that comes with the model."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a record again and say whether the numbers are the same, or what differs."""
@@ -92,10 +98,14 @@ def replay(
     with standard_output_kept_clean(), TerminalProgress() as progress:
         record = find(name)
         then = record.provenance
-        options = RunOptions.model_validate({
-            "model": model or then.model, "device": device or then.device, "dtype": then.dtype,
-            "trust_remote_code": trust_remote_code,
-        })
+        options = RunOptions.model_validate(
+            {
+                "model": model or then.model,
+                "device": device or then.device,
+                "dtype": then.dtype,
+                "trust_remote_code": trust_remote_code,
+            }
+        )
         replayed = store.replay(record, run.load_model(options), progress)
     if as_json:
         say_json(as_json_text(replayed))
@@ -108,8 +118,17 @@ def replay(
 
 
 @runs.command
-def export(name: Id, file: Annotated[Path, Parameter(help="What to write: a .zip of everything, or the record as "
-                                                          ".json, .html, .png, .svg, .csv or .parquet.")], /) -> None:
+def export(
+    name: Id,
+    file: Annotated[
+        Path,
+        Parameter(
+            help="What to write: a .zip of everything, or the record as "
+            ".json, .html, .png, .svg, .csv or .parquet."
+        ),
+    ],
+    /,
+) -> None:
     """Write a record to a file."""
     from patchclamp.evidence.store import Store
 

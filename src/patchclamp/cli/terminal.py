@@ -1,4 +1,4 @@
-"""What the user sees: results on standard output, everything else (progress, library noise) on standard error."""
+"""What the user sees: results on standard output, all else (progress, library noise) on standard error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_core import to_json
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,9 +34,13 @@ QUIET_SECONDS = 10.0
 """Without a terminal, how often progress is written."""
 
 
+class NoReaderError(Exception):
+    """Standard output is a pipe that nobody reads any more, as in `patchclamp … | head`."""
+
+
 @contextmanager
 def standard_output_kept_clean() -> Iterator[None]:
-    """Inside, whatever is written to standard output goes to standard error, also by libraries not in Python."""
+    """Inside, what is written to standard output goes to standard error, also by libraries not in Python."""
     outside = sys.stdout
     try:
         descriptor = outside.fileno()
@@ -57,24 +62,36 @@ def standard_output_kept_clean() -> Iterator[None]:
 
 
 def say(*parts: Any) -> None:
-    """Print for a person, on standard output."""
+    """Print for a person, on standard output: texts as they are, tables as wide as they may be."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPE_WIDTH)
     with console.capture() as captured:
-        console.print(*parts)
+        for part in parts:
+            if isinstance(part, str):
+                console.print(Text(part), soft_wrap=True)
+            else:
+                console.print(part)
     with suppress(AttributeError):  # a stream that was replaced
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    sys.stdout.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
-    sys.stdout.flush()
+    _write("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
 def say_json(text: str) -> None:
     """Print one JSON text, in UTF-8 whatever the terminal's encoding."""
     with suppress(AttributeError):
         sys.stdout.reconfigure(encoding="utf-8", errors="strict")  # type: ignore[union-attr]
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
+    _write(text.rstrip("\n") + "\n")
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # What is still buffered must not raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise NoReaderError from error
 
 
 def as_json_text(value: Any) -> str:
@@ -89,7 +106,9 @@ def note(message: str) -> None:
 
 def complain(message: str) -> None:
     """Print an error on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Text.assemble(("error: ", "bold red"), message)
+    )
 
 
 def as_table(frame: pandas.DataFrame, width: int | None = None) -> tuple[Table, str]:
@@ -99,13 +118,17 @@ def as_table(frame: pandas.DataFrame, width: int | None = None) -> tuple[Table, 
     if width is None:
         console = Console()
         width = console.width if console.is_terminal else PIPE_WIDTH
-    shown = frame if len(frame) <= ROWS else frame.iloc[[*range(ROWS // 2), *range(len(frame) - ROWS // 2, len(frame))]]
-    columns = [[str(name), *map(cell, shown[name])] for name in frame.columns]
-    kept = _fitting([max(map(len, column)) for column in columns], width)
+    shown = (
+        frame
+        if len(frame) <= ROWS
+        else frame.iloc[[*range(ROWS // 2), *range(len(frame) - ROWS // 2, len(frame))]]
+    )
+    columns = [[str(name), *map(cell, shown.iloc[:, i])] for i, name in enumerate(frame.columns)]
+    kept = _fitting([max(map(cell_len, column)) for column in columns], width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name, column in zip(list(frame.columns)[:kept], columns, strict=False):
-        numeric = frame[name].dtype.kind in "iuf"
-        table.add_column(Text(column[0]), justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
+    for column, dtype in zip(columns[:kept], frame.dtypes, strict=False):
+        justify = "right" if dtype.kind in "iuf" else "left"
+        table.add_column(Text(column[0]), justify=justify, no_wrap=True, overflow="ellipsis")
     for i, row in enumerate(zip(*(column[1:] for column in columns[:kept]), strict=True)):
         if len(shown) < len(frame) and i == ROWS // 2:
             table.add_row(*["⋮"] * kept)
@@ -150,12 +173,20 @@ class TerminalProgress:
 
     def __enter__(self) -> TerminalProgress:
         if self._console.is_terminal:
-            self._bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                  TimeRemainingColumn(), console=self._console, transient=True)
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
             self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         if self._bars:
             self._bars.stop()
 

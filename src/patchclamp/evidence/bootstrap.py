@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from patchclamp.errors import InputError
 from patchclamp.evidence.verdict import Interval
 
-Values = float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Values: TypeAlias = "float | Sequence[float] | Sequence[Sequence[float]] | np.ndarray | Tensor"
 """Numbers in any container numpy or torch knows."""
 
 RESAMPLES = 2000
@@ -114,7 +118,7 @@ def control_range(values: Values, level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=mean - reach, high=mean + reach)
 
 
-def sample(values: Values, *dimensions: int) -> np.ndarray:
+def sample(values: Any, *dimensions: int) -> np.ndarray:
     """`values` as a float64 array with one of these numbers of dimensions.
 
     Tensors of any dtype and device are taken, gradients and all. Raises InputError unless the values form a

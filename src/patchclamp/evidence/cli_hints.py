@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Positional:
-    """The field is written without its option's name, in the order of the spec's fields. A list takes all the
-    consecutive values, so only one positional list per spec makes sense."""
+    """The field is written without its option's name, in the order of the spec's fields.
+
+    A list takes all the values it can get, so there can be one positional list per spec."""
 
 
 @dataclass(frozen=True)
 class CommaList:
-    """The list is written as one value, `resid,attn`. For names: a value with a comma in it cannot be written,
-    and blanks around a comma do not count."""
+    """The list is written as one value, `resid,attn`.
+
+    For names: a value with a comma in it cannot be written, and blanks around a comma do not count."""

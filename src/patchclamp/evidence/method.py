@@ -31,10 +31,12 @@ T = TypeVar("T")
 
 ENTRY_POINT_GROUP = "patchclamp.methods"
 BUILT_IN = (
-    "patchclamp.forward.methods",
+    "patchclamp.plain.capture",
+    "patchclamp.plain.generate",
     "patchclamp.lenses.logit",
     "patchclamp.neurons.ablate",
     "patchclamp.circuits.patch",
+    "patchclamp.circuits.knockout",
 )
 
 

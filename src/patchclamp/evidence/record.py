@@ -251,7 +251,9 @@ def _chart_as(record: Record, kind: str) -> bytes:
 
 
 def _verdict_html(verdict: Verdict | None) -> str:
-    return f"<p><b>{html.escape(verdict.reason)}</b></p>" if verdict else ""
+    if verdict is None:
+        return ""
+    return f"<p><b>{verdict.outcome.capitalize()}.</b> {html.escape(verdict.reason)}</p>"
 
 
 def _table_html(record: Record) -> str:

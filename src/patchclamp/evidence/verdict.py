@@ -20,10 +20,10 @@ the time with two observations each, 3 % with six."""
 Direction = Literal["differs", "greater", "less"]
 Against = Literal["mean", "distribution"]
 Outcome = Literal["supported", "not supported", "inconclusive"]
-OPENINGS = {
-    "supported": "Supported that",
-    "not supported": "Not supported that",
-    "inconclusive": "Inconclusive whether",
+CONCLUSIONS = {
+    "supported": "which supports that",
+    "not supported": "which does not support that",
+    "inconclusive": "which leaves open whether",
 }
 
 Bound = Annotated[
@@ -83,7 +83,8 @@ def judge(
 
     `effect` is one number, one value a prompt [N], or an interval. `control` is one value a prompt [N] or a
     group [G], the groups' values prompt by prompt [G, N], or an interval; a control that is a known constant
-    is an interval of no width. `claim` completes "that …": "neuron.19.1044 lowers the logit difference".
+    is an interval of no width. `claim` completes "which supports that …", e.g. "neuron.19.1044 lowers the
+    logit difference".
 
     What the control becomes depends on what is claimed:
 
@@ -119,7 +120,7 @@ def judge(
     )
     return Verdict(
         outcome=outcome,
-        reason=f"{OPENINGS[outcome]} {claim.strip().rstrip('.')}: {finding}.",
+        reason=f"{finding}, {CONCLUSIONS[outcome]} {claim.strip().rstrip('.')}.",
         effect=effect_interval,
         control=control_interval,
     )
@@ -133,14 +134,14 @@ def _decide(
     direction: Direction,
     is_distribution: bool,
 ) -> tuple[Outcome, str]:
-    """The rule of `judge` and the sentence's second half. A sample given as an interval has infinite size."""
-    few = _too_few("control", control, control_size, 2 if is_distribution else FEWEST)
+    """The rule of `judge` and the sentence's first half. A sample given as an interval has infinite size."""
+    few = _too_few("The control", control, control_size, 2 if is_distribution else FEWEST)
     if not is_distribution:
-        few = few or _too_few("effect", effect, effect_size, FEWEST)
+        few = few or _too_few("The effect", effect, effect_size, FEWEST)
     if few:
         return "inconclusive", few
     what = "what 95 % of control groups do" if is_distribution else "the control"
-    finding = f"the effect {effect}{'' if effect.exists else ', of one observation,'}"
+    finding = f"The effect {effect}{'' if effect.exists else ', of one observation,'}"
     if control.low <= effect.mean <= control.high:
         return "not supported", f"{finding} lies inside {what}, {control}"
     is_above = effect.mean > control.high
@@ -157,8 +158,8 @@ def _decide(
 def _too_few(what: str, interval: Interval, size: float, least: int) -> str | None:
     if size < least:
         rests = f"{size:.0f} observation{'s' if size > 1 else ''}"
-        return f"the {what} {interval} rests on {rests}, and it takes {least} to compare"
-    return None if interval.exists else f"the {what} {interval} has no interval to compare by"
+        return f"{what} {interval} rests on {rests}, where {least} are needed to compare"
+    return None if interval.exists else f"{what} {interval} has no interval to compare by"
 
 
 def _effect(values: Interval | Values, seed: int) -> tuple[Interval, float]:

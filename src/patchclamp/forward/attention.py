@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from patchclamp.model.anatomy import Anatomy
 
@@ -32,8 +31,14 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     return torch.matmul(weights, spread).transpose(1, 2).contiguous(), weights
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, eager_mask)
+@cache
+def _register() -> None:
+    """Make the attention above known to transformers, with the masks of its eager attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, eager_mask)
 
 
 @contextmanager
@@ -42,6 +47,7 @@ def attention_weights(anatomy: Anatomy, needed: bool, changes: Changes) -> Itera
     if not needed:
         yield
         return
+    _register()
     config = anatomy.hf.config
     before = config._attn_implementation
     token = _changes.set(changes)

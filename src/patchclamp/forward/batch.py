@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from patchclamp.errors import EditError
 from patchclamp.forward.attention import attention_weights
@@ -144,8 +143,10 @@ class Batch:
     def _needs(self, point: str) -> bool:
         return any(p == point for p, _ in (*self.edits, *self.reads))
 
-    def _cache(self) -> DynamicCache:
+    def _cache(self) -> Any:
         """The prefix's keys and values, for each block as many rows as are live in it."""
+        from transformers import DynamicCache
+
         assert self.prefix is not None
         base = torch.tensor(self.layout.base)
         data = []

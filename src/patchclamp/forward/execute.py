@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import DynamicCache
 
 from patchclamp.errors import RunError
 from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
@@ -216,6 +215,8 @@ class _Prefixes:
         return [(k[..., : layout.start, :], v[..., : layout.start, :]) for k, v in self.held[1]]
 
     def _compute(self, layout: Layout, length: int) -> KeyValues:
+        from transformers import DynamicCache
+
         whole = inputs_of(self.anatomy, Layout(layout.roots), accepts_positions(self.anatomy))
         cut = {name: tensor[:, :length] for name, tensor in whole.items()}
         cache = DynamicCache()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.streamers import BaseStreamer
 
 from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights
@@ -153,7 +152,7 @@ def padded_inputs(anatomy: Anatomy, encoded: Sequence[Encoded], pad_id: int) -> 
 @torch.no_grad()
 def generate(
     anatomy: Anatomy, tokenizer: Any, encoded: Sequence[Encoded], edits: Sequence[Sequence[ReadyEdit]],
-    settings: dict[str, Any], streamer: BaseStreamer | None = None,
+    settings: dict[str, Any], streamer: Any = None,
 ) -> list[Generated]:
     """Answers to the prompts, each under its own edits. Raises PromptError if there is no room for new tokens."""
     new, limit = settings["max_new_tokens"], anatomy.context
@@ -176,8 +175,8 @@ def _answer(tokenizer: Any, ids: list[int], eos: int | list[int] | None) -> Gene
     return Generated(tokenizer.decode(ids[:cut], skip_special_tokens=True), tuple(ids[:cut]))
 
 
-class _Pieces(BaseStreamer):
-    """Hands each new token's id to the consuming thread."""
+class _Pieces:
+    """A streamer for transformers' `generate`: hands each new token's id to the consuming thread."""
 
     def __init__(self) -> None:
         self.queue: Queue[int | BaseException | None] = Queue()
@@ -193,7 +192,7 @@ class _Pieces(BaseStreamer):
         self.queue.put(None)
 
 
-def stream(run: Callable[[BaseStreamer], Any], tokenizer: Any) -> Iterator[str]:
+def stream(run: Callable[[Any], Any], tokenizer: Any) -> Iterator[str]:
     """The answer's text piece by piece, while `run` generates it in a second thread."""
     pieces = _Pieces()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from patchclamp.forward.read import read_all
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
 from patchclamp.model.check import Identity, resolve
-from patchclamp.model.load import Loaded, load_weights
 from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
+
+if TYPE_CHECKING:
+    from patchclamp.model.loaded import Loaded
 
 Prompts = Any
 """One prompt (text, messages or token ids) or a list of prompts."""
@@ -40,6 +42,8 @@ def load(
     `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
     `.gguf` file. Raises ModelError if it cannot be found or read, UnsupportedModel if an identity fails.
     """
+    from patchclamp.model.load import load_weights
+
     loaded = load_weights(ref, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
     return Model(loaded)
 

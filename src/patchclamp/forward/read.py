@@ -9,6 +9,7 @@ from torch import Tensor
 from patchclamp.forward import metrics
 from patchclamp.forward.batch import Batch
 from patchclamp.forward.prepare import Job, ReadyRead
+from patchclamp.forward.readout import Top
 from patchclamp.model.anatomy import Anatomy
 
 FEW = ("logit", "logit_difference")
@@ -86,7 +87,7 @@ def evaluate(read: ReadyRead, logits_NV: Tensor, job: Job, say: Callable[[int], 
         return metrics.kl_divergence(clean, last)
     if kind == "top":
         top = last.float().softmax(-1).topk(min(read.read.k, len(last)))
-        return [(say(int(i)), float(p)) for p, i in zip(top.values, top.indices, strict=True)]
+        return [Top(int(i), say(int(i)), float(p)) for p, i in zip(top.values, top.indices, strict=True)]
     ids = torch.tensor(read.ids, device=last.device)
     spread = last.expand(len(ids), -1)
     if kind == "logit":

@@ -1,6 +1,6 @@
 """Readouts: what is measured at the end of a run, as frozen data. JSON both ways."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -11,6 +11,14 @@ Kind = Literal["logits", "logit", "probability", "log_probability", "logit_diffe
                "value"]
 _WITH_TOKENS = {"logit": 1, "probability": 1, "log_probability": 1, "rank": 1, "logit_difference": 2}
 Token = str | int
+
+
+class Top(NamedTuple):
+    """One of the likeliest next tokens."""
+
+    id: int
+    text: str
+    probability: float
 
 
 class Readout(BaseModel):
@@ -94,7 +102,7 @@ class Readout(BaseModel):
 
     @classmethod
     def top(cls, k: int = 10, at: str = "last") -> "Readout":
-        """The k likeliest tokens, as a list of (text, probability)."""
+        """The k likeliest tokens, as a list of `Top`."""
         return cls._make(kind="top", k=k, at=at)
 
     @classmethod

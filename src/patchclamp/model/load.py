@@ -14,7 +14,9 @@ from patchclamp.model.hub import find_on_hub
 from patchclamp.model.loaded import Loaded
 from patchclamp.model.read import Options, explained, read_folder, read_gguf, weight_files
 
-DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")
+}
 
 
 def load_weights(
@@ -30,20 +32,21 @@ def load_weights(
 ) -> Loaded:
     """Load a causal language model and its tokenizer, in eval mode and otherwise untouched.
 
-    ref: an embedded model's name (`smollm2-135m-instruct`, `gemma-3-270m`; write `./NAME` for a folder of that
-        name), a local Hugging Face folder, a local `.gguf` file, or a Hugging Face id. An id is taken from the local
-        Hugging Face cache if it is there whole, and downloaded otherwise.
-    dtype: `float32` (default: what comparisons on a CPU should use), `bfloat16`, `float16`, `float64`, or `auto` for
-        the checkpoint's own.
-    device: where the model goes, e.g. `cpu`, `cuda`, `cuda:1`, `mps`; None is the CPU, or where `device_map` says.
-    device_map: spread a large model by accelerate (`auto`, or module names to devices); not together with `device`.
-    trust_remote_code: run the Python code a checkpoint brings; needed only where transformers has no class for it.
+    ref: an embedded model's name (`smollm2-135m-instruct`, `gemma-3-270m`; write `./NAME` for a folder of
+        that name), a local Hugging Face folder, a local `.gguf` file, or a Hugging Face id. An id is taken
+        from the local Hugging Face cache if it is there whole, and downloaded otherwise.
+    dtype: `float32` (default: what comparisons on a CPU should use), `bfloat16`, `float16`, `float64`, or
+        `auto` for the checkpoint's own.
+    device: where the model goes, e.g. `cpu`, `cuda`, `cuda:1`, `mps`; None is the CPU, or where `device_map`
+        says.
+    device_map: spread a large model by accelerate (`auto`, or module names to devices); not with `device`.
+    trust_remote_code: run the Python code a checkpoint brings, where transformers has no class for it.
     revision: a branch, tag or commit on the Hub; only for Hugging Face ids.
     attn_implementation: `eager`, `sdpa` or another that transformers offers; None is its default.
-    progress: gets a line of text at each step of fetching an embedded model; None writes them to standard error.
+    progress: gets a line of text at each step of fetching an embedded model; None: they go to standard error.
 
-    Raises ModelError when the model cannot be found or read, UnsupportedModel when it is not a causal language
-    model, RunError when memory or disk runs out.
+    Raises ModelError when the model cannot be found or read, UnsupportedModel when it is not a causal
+    language model, RunError when memory or disk runs out.
     """
     options = Options(
         dtype=check_dtype(dtype),
@@ -55,6 +58,7 @@ def load_weights(
     source = _find(str(ref), revision, trust_remote_code, progress)
     files = [source.path] if source.is_file else weight_files(source.path)
     stamps = tuple(FileStamp.of(file) for file in files if file.is_file())
+    hf: Any
     hf, tokenizer = (read_gguf if source.is_file else read_folder)(source.path, options)
     if place is not None and place.type != "cpu":
         with explained(f"Cannot move {source.name} to {place}"):
@@ -78,7 +82,8 @@ def check_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
         return DTYPES[dtype]
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
-    raise ModelError(f"{str(dtype)!r} is not a dtype to load a model in; choose one of {', '.join(DTYPES)} or auto.")
+    known = ", ".join(DTYPES)
+    raise ModelError(f"{str(dtype)!r} is not a dtype to load a model in; choose one of {known} or auto.")
 
 
 def check_device(device: str | torch.device | None, device_map: object = None) -> torch.device | None:
@@ -93,7 +98,7 @@ def check_device(device: str | torch.device | None, device_map: object = None) -
         raise ModelError(f"{device!r} is not a device; write cpu, cuda, cuda:1 or mps.") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ModelError(f"There is no {place}: torch sees {count} CUDA device{'s' * (count != 1)} here; try cpu.")
+        raise ModelError(f"There is no {place}: torch sees {count} CUDA devices on this machine; try cpu.")
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("There is no mps device: torch sees no Apple GPU here; try cpu.")
     if place.type == "meta":
@@ -144,5 +149,5 @@ def _local(path: Path) -> Source:
     if path.suffix.lower() == ".gguf":
         return Source(path, path.stem)
     if path.suffix == ".safetensors":
-        raise ModelError(f"{path} is weights alone; give its folder, {path.parent}, which has config and tokenizer.")
+        raise ModelError(f"{path} is weights alone; give its folder, {path.parent}.")
     raise ModelError(f"{path} is not a model: give a Hugging Face folder or a .gguf file.")

@@ -31,12 +31,13 @@ class Loaded:
     def weights_hash(self) -> str:
         """A sha256 that identifies the weights.
 
-        One file: that file's sha256, the sum `sha256sum model.safetensors` and the Hub show. Several shards: the
-        sha256 of the lines `<sha256>  <name>`, sorted by name, which is `sha256sum *.safetensors | sha256sum`.
-        Computed on first use and remembered in the cache by path, size and modification time. Raises RunError if
-        a file changed on disk since the model was loaded.
+        One file: that file's sha256, the sum that `sha256sum model.safetensors` and the Hub show. Several
+        shards: the sha256 of the lines `<sha256>  <name>`, sorted by name, which is what
+        `sha256sum *.safetensors | sha256sum` prints. Computed on first use and remembered in the cache by
+        path, size and modification time. Raises RunError if a file changed on disk since it was loaded.
         """
-        sums = [(stamp.path.name, stamp.sha256()) for stamp in sorted(self.weights, key=lambda s: s.path.name)]
+        stamps = sorted(self.weights, key=lambda stamp: stamp.path.name)
+        sums = [(stamp.sha256(), stamp.path.name) for stamp in stamps]
         if len(sums) == 1:
-            return sums[0][1]
-        return hashlib.sha256("".join(f"{sum_}  {name}\n" for name, sum_ in sums).encode()).hexdigest()
+            return sums[0][0]
+        return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in sums).encode()).hexdigest()

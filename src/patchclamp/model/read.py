@@ -1,7 +1,7 @@
 """Reading a model from disk: a Hugging Face folder or a GGUF file becomes a model and its tokenizer.
 
-Whatever is wrong with the files is found and explained here. Only safetensors and GGUF are read: both are plain
-arrays, while a pickle (`pytorch_model.bin`, `.pt`, `.ckpt`) is a program that runs when it is opened.
+Whatever is wrong with the files is found and explained here. Only safetensors and GGUF are read: both are
+plain arrays, while a pickle (`pytorch_model.bin`, `.pt`, `.ckpt`) is a program that runs when it is opened.
 """
 
 import json
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -24,9 +23,12 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as hf_logging
 
 from patchclamp.errors import ModelError, PatchclampError, RunError, UnsupportedModel
+from patchclamp.model.gguf_tokenizer import repair
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tokenizer*.py")
+
+Pair = tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def explained(what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a library raises about the user's files into a ModelError that says what was being done."""
+    """Turn whatever a library raises about the user's files into an error that says what was being done."""
     try:
         yield
     except PatchclampError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise RunError(f"{what}: out of memory; choose a smaller dtype, another device or a smaller model.") from error
+        raise RunError(f"{what}: out of memory; choose a smaller dtype, another device or model.") from error
     except Exception as error:
-        raise ModelError(f"{what}: {gist(error)}{' ' + remedy if remedy else ''}") from error
+        raise ModelError(" ".join([f"{what}: {gist(error)}", remedy]).strip()) from error
 
 
 def gist(error: BaseException, limit: int = 300) -> str:
@@ -81,10 +83,10 @@ def gist(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def read_folder(folder: Path, options: Options) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (in eval mode) and tokenizer of a Hugging Face folder, after checking that its files are sound."""
-    check_weights(folder)
+def read_folder(folder: Path, options: Options) -> Pair:
+    """Model (in eval mode) and tokenizer of a Hugging Face folder, after checking its files."""
     check_config(folder, options.trust_remote_code)
+    check_weights(folder)
     if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); put the model's own there, "
@@ -94,30 +96,39 @@ def read_folder(folder: Path, options: Options) -> tuple[PreTrainedModel, PreTra
         with explained(f"Cannot read the tokenizer in {folder}"):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=options.trust_remote_code)
         with explained(f"Cannot read the model in {folder}"):
-            hf, report = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **options.keywords()
-            )
+            hf, report = _build_model(folder, use_safetensors=True, **options.keywords())
     check_complete(folder, report)
     return hf.eval(), tokenizer
 
 
-def read_gguf(path: Path, options: Options) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def read_gguf(path: Path, options: Options) -> Pair:
     """Model (in eval mode, weights dequantised to the dtype) and tokenizer of a GGUF file."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is not a GGUF file: it does not begin with the letters GGUF.")
-    remedy = "The file may be damaged, or of an architecture transformers does not read; try the Hugging Face folder."
+    dense = {}
+    if hasattr(transformers, "GgufConfig"):  # releases without it always dequantise
+        dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    remedy = "The file may be damaged, or of an architecture that transformers does not read from GGUF."
     with quiet(), explained(f"Cannot read {path}", remedy):
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        hf, report = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, output_loading_info=True, **options.keywords()
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        hf, report = _build_model(
+            path.parent, gguf_file=path.name, config=config, **dense, **options.keywords()
         )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        repair(tokenizer, path, config.model_type)
     check_complete(path, report)
     return hf.eval(), tokenizer
 
 
+def _build_model(folder: Path, **keywords: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of the parameters it did not find."""
+    built: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **keywords)
+    return built
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files `from_pretrained` reads: one file, or the shards its index names."""
+    """The safetensors files that `from_pretrained` reads: one file, or the shards its index names."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -129,9 +140,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise ModelError unless the folder has a config and whole safetensors files."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} {_instead_of_config(folder)}")
+    """Raise ModelError unless the folder has whole safetensors files."""
     files = weight_files(folder)
     if not files:
         raise ModelError(f"{folder} {_instead_of_weights(folder)}")
@@ -142,59 +151,58 @@ def check_weights(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} is damaged or cut short ({gist(error)}); copy or download it again.") from error
+            raise ModelError(
+                f"{file} is damaged or cut short ({gist(error)}); copy or download it again."
+            ) from error
 
 
 def _instead_of_config(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
-        return "is a PEFT adapter, not a model: merge it (merge_and_unload) and save the result, then load that folder."
+        return "is a PEFT adapter, not a model: merge it (merge_and_unload), save that, and load its folder."
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return f"has no config.json, but a GGUF file: load {ggufs[0]} itself."
-    return "has no config.json, so it is not a Hugging Face model folder; give the folder that save_pretrained wrote."
+    return "has no config.json, so it is not a model's folder; give the one that save_pretrained wrote."
 
 
 def _instead_of_weights(folder: Path) -> str:
     pickles = sorted(found.name for pattern in PICKLES for found in folder.glob(pattern))
-    if pickles:
-        return (
-            f"holds its weights only as a pickle ({pickles[0]}), which could run any code and is not read. If you "
-            "trust where it comes from, convert it once: AutoModelForCausalLM.from_pretrained(FOLDER, "
-            "use_safetensors=False).save_pretrained(NEW_FOLDER), then the tokenizer likewise."
-        )
-    return "has a config.json but no weights (model.safetensors or model.safetensors.index.json)."
+    if not pickles:
+        return "has a config.json but no weights (model.safetensors or model.safetensors.index.json)."
+    return (
+        f"holds its weights only as a pickle ({pickles[0]}), which could run any code and is not read. If "
+        f"you trust its source, convert it once: AutoModelForCausalLM.from_pretrained({str(folder)!r}, "
+        "use_safetensors=False).save_pretrained(NEW_FOLDER), and save the tokenizer there too."
+    )
 
 
 def check_config(folder: Path, trust_remote_code: bool) -> None:
-    """Raise unless the config is that of a causal language model transformers can build."""
+    """Raise unless the folder has the config of a causal language model that transformers can build."""
     path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} {_instead_of_config(folder)}")
     with explained(f"{path} is not valid JSON"):
         raw = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds a {type(raw).__name__} where an object is expected.")
-    kind = raw.get("model_type")
-    if kind not in CONFIG_MAPPING_NAMES and not trust_remote_code:
-        if raw.get("auto_map"):
+    kind, own_code = raw.get("model_type"), raw.get("auto_map") or {}
+    if own_code and trust_remote_code:
+        return
+    if kind not in CONFIG_MAPPING_NAMES:
+        if own_code:
             raise ModelError(
-                f"{folder} brings its own Python code (auto_map) because transformers {transformers.__version__} has "
-                f"no class for {kind!r}. If you trust that code, pass trust_remote_code=True (--trust-remote-code)."
+                f"{folder} brings its own Python code (auto_map), because transformers has no class for "
+                f"{kind!r}. If you trust that code, pass trust_remote_code=True (--trust-remote-code)."
             )
         raise UnsupportedModel(
             f"{path} has model_type {kind!r}, which transformers {transformers.__version__} does not know; "
             "a newer transformers may."
         )
     with quiet(), explained(f"Cannot read {path}"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}) and trust_remote_code:
-        return
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     fault = _not_causal(config)
     if fault:
         raise UnsupportedModel(f"{folder} is not a causal language model: {fault}.")
-
-
-def _causal_classes() -> set[str]:
-    entries = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
 
 
 def _not_causal(config: Any) -> str | None:
@@ -205,18 +213,20 @@ def _not_causal(config: Any) -> str | None:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return f"{kind!r} has no causal language model class in transformers"
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", True) is False:
-        return f"{kind!r} is an encoder, it attends to both sides"
-    if saved_as and not any(name in _causal_classes() or name.endswith("Model") for name in saved_as):
+        return f"{kind!r} is an encoder, which attends to both sides"
+    entries = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    causal = {name for entry in entries for name in ([entry] if isinstance(entry, str) else entry)}
+    if saved_as and not any(name in causal or name.endswith("Model") for name in saved_as):
         return f"it was saved as {saved_as[0]}, which has another head"
     return None
 
 
 def check_complete(source: Path, report: dict[str, Any]) -> None:
-    """Raise ModelError if some parameters were not in the files: transformers fills those with random numbers."""
+    """Raise ModelError if the files lack some parameters: transformers fills those with random numbers."""
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
-            f"{source} lacks {missing[0]}{more}, which the model needs (its config and its weights do not belong "
-            "together, or a file was cut); a run would use random numbers there."
+            f"{source} lacks the parameter {missing[0]}{more}: config and weights do not belong together, or "
+            "part of the weights is gone. A run would use random numbers there."
         )

@@ -1,14 +1,17 @@
 """Prompts to tokens and back: chat templates, one BOS, substrings, strings that have to be one token."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-from transformers import PreTrainedTokenizerBase
-
 from patchclamp.errors import PromptError, SiteError, TokenError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Message(BaseModel):

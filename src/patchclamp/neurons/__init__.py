@@ -1,0 +1,1 @@
+"""Part 1: one neuron. One file a question."""

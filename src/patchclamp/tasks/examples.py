@@ -4,7 +4,7 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
 
     agreement   choice rows: `She looked at these` -> ` books`, not ` book`
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
-    ioi         pair rows: indirect object identification, `John and Mary …, John gave a drink to` -> ` Mary`
+    ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs
 """
 
