@@ -76,8 +76,9 @@ class Task:
     request: dict[str, Any]
     contenders: tuple[Contender, ...]
     tolerance: float
-    """Largest accepted difference from plain Hugging Face. Logits are of order 10 and attention kernels reorder
-    float32 sums over 30 layers, which moves them by about 1e-4; tokens must be equal."""
+    """Largest accepted difference from plain Hugging Face. Eager attention against fused attention, or another
+    number of rows in a batch, reorders float32 sums over 30 layers: logits (of order 10) move by 2e-5, values of
+    the residual stream (of order 1,000) by 2e-4. Ten times that is allowed. Tokens must be equal."""
     model: str = "smollm2-135m-instruct"
     neurons: int = 0
 
@@ -102,37 +103,37 @@ ABLATERS = (
 TASKS = {
     task.name: task
     for task in (
-        Task("forward_short", "forward pass, 14 tokens", {"task": "forward", "prompt": "short"}, ALL_LIBRARIES, 2e-3),
-        Task("forward_long", "forward pass, 256 tokens", {"task": "forward", "prompt": "long"}, ALL_LIBRARIES, 2e-3),
+        Task("forward_short", "forward pass, 14 tokens", {"task": "forward", "prompt": "short"}, ALL_LIBRARIES, 2e-4),
+        Task("forward_long", "forward pass, 256 tokens", {"task": "forward", "prompt": "long"}, ALL_LIBRARIES, 2e-4),
         Task(
             "capture_short",
             "attention and MLP output of 30 blocks, 14 tokens",
             {"task": "capture_outputs", "prompt": "short"},
             (*ALL_LIBRARIES, Contender("nnsight", "cache")),
-            2e-2,
+            2e-3,
         ),
         Task(
             "capture_long",
             "attention and MLP output of 30 blocks, 256 tokens",
             {"task": "capture_outputs", "prompt": "long"},
             (*ALL_LIBRARIES, Contender("nnsight", "cache")),
-            2e-2,
+            2e-3,
         ),
         Task(
             "everything",
             "every value of every layer, 14 tokens",
             {"task": "capture_everything", "prompt": "short"},
             ALL_LIBRARIES,
-            2e-3,
+            2e-4,
         ),
-        Task("patch_last", "patch 30 layers at the last position", {"task": "patch", "positions": "last"}, SWEEPERS, 2e-3),
-        Task("patch_all", "patch 30 layers x 14 positions", {"task": "patch", "positions": "all"}, SWEEPERS, 2e-3),
+        Task("patch_last", "patch 30 layers at the last position", {"task": "patch", "positions": "last"}, SWEEPERS, 2e-4),
+        Task("patch_all", "patch 30 layers x 14 positions", {"task": "patch", "positions": "all"}, SWEEPERS, 2e-4),
         Task(
             "ablate_last",
             "zero each of 1,536 neurons at the last position",
             {"task": "ablate", "positions": "last"},
             ABLATERS,
-            2e-3,
+            2e-4,
             neurons=1536,
         ),
         Task(
@@ -140,7 +141,7 @@ TASKS = {
             "zero each of 1,536 neurons at every position",
             {"task": "ablate", "positions": "all"},
             ABLATERS,
-            2e-3,
+            2e-4,
             neurons=1536,
         ),
         Task("steer", "64 steered tokens", {"task": "generate"}, ALL_LIBRARIES, 0.0),
@@ -149,7 +150,7 @@ TASKS = {
             "Gemma 3 270M: logits at the last position",
             {"task": "last_logits"},
             (Contender(OURS, "last"), Contender(REFERENCE, "last"), Contender(REFERENCE, "all")),
-            2e-3,
+            2e-4,
             model="gemma-3-270m",
         ),
     )
@@ -282,7 +283,16 @@ def compare(outcome: Outcome, found: np.ndarray, reference: np.ndarray, toleranc
     outcome.wrong = not outcome.error <= tolerance
 
 
-def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], options: Any) -> list[Outcome]:
+@dataclass
+class Measured:
+    """A task's outcomes, and the range of the reference's numbers: what a difference has to be small against."""
+
+    outcomes: list[Outcome]
+    low: float | None = None
+    high: float | None = None
+
+
+def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], options: Any) -> Measured:
     """All contenders of a task, one repetition each, `rounds` times over."""
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -315,7 +325,9 @@ def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, st
         for number, array in arrays.items():
             if reference is not None:
                 compare(outcomes[number], array, reference, task.tolerance)
-    return outcomes
+    if reference is None:
+        return Measured(outcomes)
+    return Measured(outcomes, float(reference.min()), float(reference.max()))
 
 
 IMPORT_TIMER = """
@@ -352,12 +364,16 @@ def as_time(seconds: float | None) -> str:
     return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def table(results: dict[str, list[Outcome]], imports: dict[str, float]) -> str:
+def table(results: dict[str, Measured], imports: dict[str, float]) -> str:
     """The Markdown tables."""
     lines: list[str] = []
-    for name, outcomes in results.items():
+    for name, measured in results.items():
+        outcomes = measured.outcomes
         ours = next((each.median for each in outcomes if each.worker == OURS), None)
-        lines += [f"### {TASKS[name].title}", "", "| who | how | time | times ours | largest difference |", "|---|---|--:|--:|--:|"]
+        lines += [f"### {TASKS[name].title}", ""]
+        if measured.low is not None and TASKS[name].tolerance:
+            lines += [f"The numbers compared lie between {measured.low:.3g} and {measured.high:.3g}.", ""]
+        lines += ["| who | how | time | times ours | largest difference |", "|---|---|--:|--:|--:|"]
         for each in outcomes:
             time = as_time(each.median) + (" (from a sample)" if each.scale != 1 else "")
             ratio = f"{each.median / ours:.2f}" if each.median and ours else "–"
@@ -415,7 +431,7 @@ def main() -> None:
     options = parse()
     given = {model: Path(path) for model, path in (pair.split("=", 1) for pair in options.folder)}
     chosen = [TASKS[name] for name in options.tasks if name != "import"]
-    results: dict[str, list[Outcome]] = {}
+    results: dict[str, Measured] = {}
     versions: dict[str, dict[str, str]] = {}
     logs = Path(tempfile.mkdtemp(prefix="benchmark-logs-"))
     load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -449,7 +465,14 @@ def main() -> None:
     }
     options.results.mkdir(parents=True, exist_ok=True)
     raw = options.results / f"{now:%Y-%m-%d}.json"
-    tasks_json = {name: [asdict(each) | {"median": each.median} for each in rows] for name, rows in results.items()}
+    tasks_json = {
+        name: {
+            "reference from": measured.low,
+            "reference to": measured.high,
+            "contenders": [asdict(each) | {"median": each.median} for each in measured.outcomes],
+        }
+        for name, measured in results.items()
+    }
     raw.write_text(json.dumps({"conditions": conditions, "tasks": tasks_json, "import": imports}, indent=1) + "\n")
     peers = ", ".join(f"{name} {found.get(name, '')}".strip() for name, found in versions.items())
     preamble = (
@@ -460,7 +483,7 @@ def main() -> None:
     print(text)
     if options.write:
         write_page(options.write, text)
-    if any(each.wrong for rows in results.values() for each in rows if each.worker == OURS):
+    if any(each.wrong for rows in results.values() for each in rows.outcomes if each.worker == OURS):
         raise SystemExit("patchclamp disagrees with plain Hugging Face")
 
 

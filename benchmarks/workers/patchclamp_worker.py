@@ -5,51 +5,64 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import ABLATED_LAYER, NEW_TOKENS, STEERED_LAYER, Setup, Worker, serve
+from common import ABLATED_LAYER, NEW_TOKENS, STEERED_LAYER, Setup, Worker, cells, serve
 
 import patchclamp as pc
+
+EVERY_POINT = ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "pattern", "neuron", "gate")
 
 
 class Patchclamp(Worker):
     packages = ("torch", "transformers", "patchclamp")
     how = {  # noqa: RUF012
-        "forward": "model.capture(prompt, ['logits'])",
-        "capture_outputs": "model.capture(prompt, 60 sites)",
-        "capture_everything": "model.capture(prompt, every point of every layer)",
-        "patch": "one Plan of swap edits",
-        "ablate": "one Plan of zero edits",
-        "generate": "model.generate() with an add edit",
-        "last_logits": "one Plan row with a logits readout",
+        "forward": "capture(), the logits",
+        "capture_outputs": "capture(), 60 sites",
+        "capture_everything": f"capture(), {len(EVERY_POINT)} points of every block, embed, logits",
+        "patch": "a Plan of swap edits",
+        "ablate": "a Plan of zero edits",
+        "generate": "generate() with an add edit",
+        "last_logits": "run(), the default readout",
     }
 
     def load(self, setup: Setup) -> None:
         self.setup = setup
-        self.model: Any = pc.load(setup.folder)
-        self.layers: int = self.model.n_layers
-        self.vector = torch.tensor(setup.vector)
+        self.model = pc.load(setup.folder)
+        self.difference = pc.Readout.logit_difference(setup.answer, setup.distractor)
 
-    def forward(self, tokens: torch.Tensor) -> Any:
-        return self.model.capture(tokens, ["logits"])["logits"][0, -1]
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.capture(tokens[0].tolist(), ["logits"])["logits"][0, -1]
 
     def capture_outputs(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
-        sites = [f"{part}.{layer}" for layer in range(self.layers) for part in ("attn", "mlp")]
-        values = self.model.capture(tokens, sites)
+        sites = [f"{part}.{layer}" for layer in range(self.model.n_layers) for part in ("attn", "mlp")]
+        values = self.model.capture(tokens[0].tolist(), sites)
         return [values[site] for site in sites]
 
     def capture_everything(self, tokens: torch.Tensor, variant: str) -> list[torch.Tensor]:
-        raise NotImplementedError  # every point the family serves at every layer, then the logits' last row
+        sites = [f"{point}.{layer}" for layer in range(self.model.n_layers) for point in EVERY_POINT]
+        values = self.model.capture(tokens[0].tolist(), ["embed", *sites, "logits"])
+        return [*(values[site] for site in ("embed", *sites)), values["logits"][0, -1]]
 
-    def patch(self, positions: str, variant: str) -> Any:
-        raise NotImplementedError  # Plan: corrupted prompt x swap at resid.L@p, logit difference readout
+    def differences(self, rows: list[tuple[list[int], pc.Edit]]) -> torch.Tensor:
+        """The logit difference of each (prompt, edit)."""
+        plan = pc.Plan.of([(prompt, [edit], [self.difference]) for prompt, edit in rows])
+        return torch.tensor([float(row[0]) for row in self.model.execute(plan)])
 
-    def ablate(self, positions: str, neurons: list[int], variant: str) -> Any:
-        raise NotImplementedError  # Plan: short prompt x zero at neuron.ABLATED_LAYER.i, logit difference readout
+    def patch(self, positions: str, variant: str) -> torch.Tensor:
+        clean, corrupted = self.setup.short, self.setup.corrupted
+        sweep = cells(self.model.n_layers, len(corrupted), positions)
+        found = self.differences([(corrupted, pc.Edit.swap(f"resid.{layer}@{at}", clean)) for layer, at in sweep])
+        return found if positions == "last" else found.reshape(self.model.n_layers, -1)
 
-    def generate(self, variant: str) -> Any:
-        raise NotImplementedError  # NEW_TOKENS greedy tokens, add at resid.STEERED_LAYER at every position
+    def ablate(self, positions: str, neurons: list[int], variant: str) -> torch.Tensor:
+        sites = [f"neuron.{ABLATED_LAYER}.{neuron}@{positions}" for neuron in neurons]
+        return self.differences([(self.setup.short, pc.Edit.zero(site)) for site in sites])
+
+    def generate(self, variant: str) -> torch.Tensor:
+        edit = pc.Edit.add(f"resid.{STEERED_LAYER}", self.setup.vector, unit="raw")
+        return torch.tensor(self.model.generate(self.setup.opening, [edit], max_new_tokens=NEW_TOKENS).tokens)
 
     def last_logits(self, variant: str) -> Any:
-        raise NotImplementedError  # a readout of all logits at the last position
+        return self.model.run(self.setup.short)
 
 
 if __name__ == "__main__":

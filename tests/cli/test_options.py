@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from cyclopts import App
+from cyclopts import App, CycloptsError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
@@ -179,7 +179,19 @@ def test_text_is_taken_for_json_only_where_it_plainly_is(text, prompt):
     class Ask(Spec):
         prompt: Annotated[Prompt, Positional()]
 
+    class AskAll(Spec):
+        prompts: Annotated[tuple[Prompt, ...], Positional()]
+
     assert parse(Ask, text)[0].prompt == prompt
+    assert parse(AskAll, text, "Hello")[0].prompts == (prompt, "Hello")
+
+
+def test_one_prompt_is_one_argument():
+    class Ask(Spec):
+        prompt: Annotated[Prompt, Positional()]
+
+    with pytest.raises(CycloptsError, match="two"):
+        parse(Ask, "one", "two")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -22,15 +22,14 @@ from patchclamp.cli.terminal import (
     say_json,
     standard_output_kept_clean,
 )
+from patchclamp.cli.tour import tour
 from patchclamp.errors import InputError, PatchclampError, SpecError
 
 DEBUG_VARIABLE = "PATCHCLAMP_DEBUG"
 FAILED, WRONG_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 METHODS = "Methods"
-HELP = (
-    """Record, intervene, compare with a control, conclude: experiments on the inside of a language model."""
-)
+HELP = "Record, intervene, compare with a control, conclude: experiments on the inside of a language model."
 
 
 def execute(tokens: Sequence[str]) -> int:
@@ -80,21 +79,21 @@ def refuse_bytes(tokens: Sequence[str]) -> None:
 
 
 def build_app(tokens: Sequence[str]) -> App:
-    """The application for one command line.
-
-    Every method is listed by name and summary; only the one asked for is imported and gets its options."""
+    """The application for one command line: every method by name and summary, the one asked for with its
+    options."""
     app = App(
         name="patchclamp",
         help=HELP,
         version=_version,
         suppress_keyboard_interrupt=False,
-        help_epilogue=f"`patchclamp methods` says what each method asks. {DEBUG} prints an error's traceback.",
+        help_epilogue=f"`patchclamp methods` says what each method asks. {DEBUG} prints a traceback.",
     )
     app.command(models)
     app.command(runs)
+    app.command(tour)
     app.command(list_methods, name="methods")
     words = [token for token in tokens if token != DEBUG]
-    if words[:1] not in (["models"], ["runs"], ["methods"], ["--version"]):
+    if words[:1] not in (["models"], ["runs"], ["methods"], ["tour"], ["--version"]):
         add_methods(app, words)
     return app
 
@@ -112,14 +111,7 @@ def add_methods(app: App, words: Sequence[str]) -> None:
         listed |= {name: method.summary for name, method in methods().items()}
         asked = _longest(words, lambda name: name in listed)
     for name, summary in listed.items():
-        *path, last = name.split(".")
-        group = app
-        for i, part in enumerate(path):
-            if part not in group:
-                inside = [other for other in listed if other.startswith(".".join(path[: i + 1]) + ".")]
-                names = ", ".join(other.split(".", i + 1)[-1] for other in inside)
-                group.command(App(name=part, help=f"Methods: {names}", group=METHODS))
-            group = group[part]
+        group = _group(app, name, listed)
         if name == asked:
             from patchclamp.cli.build import build_command
             from patchclamp.cli.run import run_method
@@ -129,7 +121,19 @@ def add_methods(app: App, words: Sequence[str]) -> None:
                 method = get_method(name)
             group.command(build_command(method, run_method))
         else:
-            group.command(App(name=last, help=summary, group=METHODS))
+            group.command(App(name=name.rsplit(".", 1)[-1], help=summary, group=METHODS))
+
+
+def _group(app: App, name: str, listed: Iterable[str]) -> App:
+    """The command under which the method called `name` stands: for `lens.logit` it is `lens`."""
+    prefix = ""
+    for part in name.split(".")[:-1]:
+        prefix += f"{part}."
+        if part not in app:
+            inside = ", ".join(other.removeprefix(prefix) for other in listed if other.startswith(prefix))
+            app.command(App(name=part, help=f"Methods: {inside}", group=METHODS))
+        app = app[part]
+    return app
 
 
 def _longest(words: Sequence[str], known: Callable[[str], bool]) -> str | None:
@@ -158,14 +162,8 @@ def list_methods(
 
         known = methods()
     if as_json:
-        say_json(
-            as_json_text(
-                [
-                    {"name": m.name, "summary": m.summary, "schema": m.spec.model_json_schema()}
-                    for m in known.values()
-                ]
-            )
-        )
+        rows = [(m.name, m.summary, m.spec.model_json_schema()) for m in known.values()]
+        say_json(as_json_text([dict(zip(("name", "summary", "schema"), row, strict=True)) for row in rows]))
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for method in known.values():

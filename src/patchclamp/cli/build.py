@@ -32,10 +32,10 @@ class RunOptions(BaseModel):
     device: str | None = None
     """Where it runs: cpu (if left out), cuda, cuda:1, mps, or auto to spread it over what there is."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
-    """Number format of weights and activations; auto is the checkpoint's own, float32 the one to compare in."""
+    """Number format of weights and activations: float32 to compare in, auto for the checkpoint's own."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust."""
-    as_json: bool = Field(False, alias="json")
+    as_json: bool = Field(default=False, alias="json")
     """Print one JSON object (method, spec, result, verdict, provenance) on standard output, nothing else."""
     html: Path | None = None
     """Write the chart as a self-contained HTML page to this file."""
@@ -117,13 +117,14 @@ def _settings(option: Option, group: Group | str) -> Parameter:
         negative = (option.empty_flag,) if option.empty_flag else ()
     choices = [] if _is_choice(option) else option.choices
     off = option.is_flag and group is COMMON  # a switch that is off, with no --no- form to show
+    # Where --no-OPTION may stand for a required one, the spec itself will miss it.
+    required = option.required and not option.none_flag
     return Parameter(
         name=option.field.upper() + "..." * option.repeats if option.positional else option.name,
         help=option.help + (f" Choices: {', '.join(choices)}." if choices else ""),
         negative=negative,
         metavar=None if option.is_flag or _is_choice(option) else option.metavar,
-        required=option.required
-        and not option.none_flag,  # else --no-OPTION may stand for it; the spec will say
+        required=required,
         show_default=(not off and option.default_text) or False,
         group=group,
     )

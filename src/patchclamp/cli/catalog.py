@@ -12,7 +12,7 @@ from patchclamp.evidence import method as registry
 
 
 def summaries() -> dict[str, str]:
-    """Each method's summary by name, as far as it is written `@method("name", …) def …` in a registered module.
+    """Each method's summary by name, as far as it is written `@method("name", …) def …` in its module.
 
     A method registered in another way is only found by importing: `evidence.method.methods()`."""
     modules = [
@@ -28,8 +28,8 @@ def _declared(module: str) -> Iterator[tuple[str, str]]:
         tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
     except (ImportError, OSError, SyntaxError):  # said when the method is asked for
         return
-    for function in tree.body:
-        for decorator in getattr(function, "decorator_list", ()):
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        for decorator in function.decorator_list:
             match decorator:
                 case ast.Call(
                     func=ast.Name(id="method") | ast.Attribute(attr="method"),

@@ -155,8 +155,10 @@ class Option:
 
     @property
     def repeats(self) -> bool:
-        """Whether the option may be given several times."""
-        return self.shape.items is not None
+        """Whether the option may be given several times. Not where one value can be something else than an
+        item, such as a prompt that is a text or a list of messages."""
+        shape = self.shape
+        return shape.items is not None and not (shape.is_json and (shape.structured or shape.is_scalar))
 
     @property
     def none_flag(self) -> str | None:
@@ -167,7 +169,7 @@ class Option:
     @property
     def empty_flag(self) -> str | None:
         """The flag that says empty list, where leaving the option out does not say it."""
-        items = self.shape.items
+        items = self.shape.items if self.repeats else None
         if items is None or self.positional or self.default == [] or not self.shape.may_be_empty:
             return None
         says_it_itself = items.items is None if self.shape.is_json else self.comma  # with [], or with nothing
@@ -226,9 +228,9 @@ class Option:
 
     def _json_value(self, texts: list[str]) -> Any:
         """Each occurrence is an item; if items are no arrays themselves, it may also be an array of items."""
-        shape, items = self.shape, self.shape.items
-        if items is None or (len(texts) == 1 and (shape.structured or shape.is_scalar)):
-            return self._read_json(texts[-1], shape)
+        items = self.shape.items
+        if items is None or not self.repeats:
+            return self._read_json(texts[-1], self.shape)
         values = [self._read_json(text, items) for text in texts]
         if items.items is not None:
             return values
@@ -237,8 +239,8 @@ class Option:
     def _read_json(self, text: str, shape: Shape) -> Any:
         """One JSON value.
 
-        Where a plain text is as good, only what plainly is an object, or an array of objects or arrays, counts
-        as JSON: a prompt may begin with a bracket, a quote or an @."""
+        Where a plain text is as good, only what plainly is an object, or an array of objects or arrays, is
+        taken for JSON: a prompt may begin with a bracket, a quote or an @."""
         if "string" in shape.kinds and not NESTED.match(text):
             return scalar(text, shape)
         if text in map(written, shape.choices):

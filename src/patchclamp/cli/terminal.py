@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic_core import to_json
 from rich.cells import cell_len
@@ -127,7 +127,7 @@ def as_table(frame: pandas.DataFrame, width: int | None = None) -> tuple[Table, 
     kept = _fitting([max(map(cell_len, column)) for column in columns], width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column, dtype in zip(columns[:kept], frame.dtypes, strict=False):
-        justify = "right" if dtype.kind in "iuf" else "left"
+        justify: Literal["left", "right"] = "right" if dtype.kind in "iuf" else "left"
         table.add_column(Text(column[0]), justify=justify, no_wrap=True, overflow="ellipsis")
     for i, row in enumerate(zip(*(column[1:] for column in columns[:kept]), strict=True)):
         if len(shown) < len(frame) and i == ROWS // 2:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import html
 import io
 import json
 import math
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
 
 from patchclamp.errors import FileError, InputError, StoreError
+from patchclamp.evidence import page
 from patchclamp.evidence.provenance import Provenance
 from patchclamp.evidence.verdict import Verdict
 
@@ -35,8 +35,6 @@ else:
 
 SUFFIXES = (".json", ".html", ".png", ".svg", ".csv", ".parquet")
 """What a record can be saved as."""
-PAGE_ROWS = 500
-"""Rows of the table shown on a page; the whole table is in the .csv and .parquet."""
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -88,7 +86,7 @@ class Record(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON values, None in the place of NaN and infinity."""
-        return _strict(self.model_dump(mode="json"))
+        return strict(self.model_dump(mode="json"))
 
     def to_json(self, indent: int | None = None) -> str:
         """The record as strict JSON text."""
@@ -134,11 +132,11 @@ class Record(BaseModel):
         if suffix == ".json":
             return (self.to_json(indent=1) + "\n").encode()
         if suffix == ".html":
-            return _page(self).encode()
+            return page.record_page(self).encode()
         if suffix == ".png":
-            return _chart_as(self, "png")
+            return page.chart_as(self, "png")
         if suffix == ".svg":
-            return _chart_as(self, "svg")
+            return page.chart_as(self, "svg")
         if suffix == ".csv":
             return self.table().to_csv(index=False).encode()
         buffer = io.BytesIO()
@@ -147,8 +145,7 @@ class Record(BaseModel):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: verdict, chart as a picture, table."""
-        chart = _chart_as(self, "svg").decode() if _has(self, "chart") else ""
-        return f"<h3>{html.escape(self.method)}</h3>{_verdict_html(self.verdict)}{chart}{_table_html(self)}"
+        return page.notebook_view(self)
 
 
 def check_suffix(path: str | Path, allowed: tuple[str, ...] = SUFFIXES) -> str:
@@ -184,13 +181,14 @@ def write_whole(path: Path, content: bytes) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """JSON values with NaN and infinity as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 
@@ -223,92 +221,3 @@ def _put_nan(data: Any, place: tuple[int | str, ...]) -> None:
             holder, last, data = data, step, data[step]
     if holder is not None and data is None:
         holder[last] = math.nan
-
-
-def _has(record: Record, view: str) -> bool:
-    """Whether the result defines `table` or `chart` itself."""
-    from patchclamp.evidence.method import Result
-
-    return getattr(type(record.result), view) is not getattr(Result, view)
-
-
-def _vega_lite(record: Record) -> tuple[dict[str, Any], str]:
-    """The chart as a Vega-Lite specification with its data, and the Vega-Lite version it is written in."""
-    import altair
-
-    with altair.data_transformers.enable("default", max_rows=None):
-        specification = record.chart().to_dict()
-    return specification, ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def _chart_as(record: Record, kind: str) -> bytes:
-    import vl_convert
-
-    specification, version = _vega_lite(record)
-    if kind == "png":
-        return vl_convert.vegalite_to_png(specification, vl_version=version, scale=2)
-    return vl_convert.vegalite_to_svg(specification, vl_version=version).encode()
-
-
-def _verdict_html(verdict: Verdict | None) -> str:
-    if verdict is None:
-        return ""
-    return f"<p><b>{verdict.outcome.capitalize()}.</b> {html.escape(verdict.reason)}</p>"
-
-
-def _table_html(record: Record) -> str:
-    if not _has(record, "table"):
-        return ""
-    table = record.table()
-    shown = f"<p>The first {PAGE_ROWS} of {len(table)} rows.</p>" if len(table) > PAGE_ROWS else ""
-    return shown + table.head(PAGE_ROWS).to_html(index=False, border=0)
-
-
-def _page(record: Record) -> str:
-    """One HTML page that works offline: the scripts that draw the chart are in it."""
-    chart = ""
-    if _has(record, "chart"):
-        import vl_convert
-
-        specification, version = _vega_lite(record)
-        # A prompt may hold "</script>"; in JSON "<" only occurs in strings, where it can be escaped.
-        safe = json.dumps(_strict(specification)).replace("<", "\\u003c")
-        # Without a snippet it is Vega, Vega-Lite and Vega-Embed as globals; its type stub asks for one.
-        scripts = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]
-        chart = (
-            f'<div id="chart"></div>\n<script>{scripts}</script>\n'
-            f'<script>vegaEmbed("#chart", {safe}, {{mode: "vega-lite", actions: {{export: true, '
-            "source: false, compiled: false, editor: false}});</script>"
-        )
-    asked = {key: value for key, value in record.to_dict().items() if key in ("spec", "provenance")}
-    return PAGE.format(
-        title=html.escape(f"{record.method} on {record.provenance.name}"),
-        id=record.id,
-        verdict=_verdict_html(record.verdict),
-        chart=chart,
-        table=_table_html(record),
-        asked=html.escape(json.dumps(asked, indent=1, ensure_ascii=False)),
-    )
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: pre-wrap; }}
-pre {{ overflow: auto; background: #f5f5f5; padding: 1em; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{verdict}
-{chart}
-<details open><summary>Numbers</summary>{table}</details>
-<details><summary>Specification and provenance of record {id}</summary><pre>{asked}</pre></details>
-</body>
-</html>
-"""

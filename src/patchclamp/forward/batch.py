@@ -181,7 +181,7 @@ class Batch:
         for join in sorted(set(self.layout.joins)):
             steps = before[blocks[0]] if join == 0 else after[blocks[join - 1]]
             steps.append(partial(self._grow, join))
-        for point, layer in sorted({*self.edits, *self.reads}, key=lambda key: (key[1], _ORDER[key[0]])):
+        for point, layer in sorted({*self.edits, *self.reads}, key=lambda key: (key[1], ORDER[key[0]])):
             if point == "pattern":
                 if (point, layer) in self.reads:
                     after[part(blocks[layer], family.attention)].append(partial(self._read_pattern, layer))
@@ -334,7 +334,7 @@ class Batch:
             edit.fired = True
 
 
-_ORDER = {p: i for i, p in enumerate((
+ORDER = {p: i for i, p in enumerate((
     "embed", "resid_pre", "q", "k", "v", "pattern", "head", "head_out", "attn", "resid_mid", "gate", "neuron", "mlp",
     "resid"))}
 

@@ -31,8 +31,10 @@ class Dependencies:
     def collect(self, edits: Iterable[Edit]) -> None:
         """Measure everything `edits` need, the swapped values of all prompts together."""
         wanted = {(e.source.prompt, e.source.site) for e in edits if e.source is not None}
+        if not wanted:
+            return  # corpus runs made while edits are bound come through here and must not drop their swaps
         pairs = list(wanted)
-        values = self._read([(prompt, Readout.value(site)) for prompt, site in pairs]) if pairs else []
+        values = self._read([(prompt, Readout.value(site)) for prompt, site in pairs])
         self._swaps = dict(zip(pairs, values, strict=True))
 
     def lookup(self, edit: Edit, tokens: Sequence[int]) -> Tensor | None:

@@ -13,6 +13,7 @@ With x the value at the site and v̂ a direction of length one:
     swap         x -> the value at `source.site` in a run on `source.prompt`
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -89,6 +90,8 @@ class Edit(BaseModel):
             raise ValueError(f"keys and renormalize belong to pattern, not to {self.site}")
         if self.site.point == "pattern" and self.op not in ("zero", "scale", "set"):
             raise ValueError(f"{self.op} is not defined on attention weights; use zero, scale or set")
+        if not math.isfinite(self.strength):
+            raise ValueError(f"{self.op} at {self.site}: the strength is {self.strength}, not a finite number")
         for name in ("value", "direction"):
             self._check_shape(name)
         return self

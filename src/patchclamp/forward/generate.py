@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights
-from patchclamp.forward.batch import first_tensor, with_first
+from patchclamp.forward.batch import ORDER, first_tensor, with_first
 from patchclamp.forward.prepare import ReadyEdit
 from patchclamp.model.anatomy import Anatomy, Tap, part
 from patchclamp.model.tokens import Encoded
@@ -39,13 +39,13 @@ class Steering:
         self.anatomy = anatomy
         self.width = max(len(e) for e in encoded)
         self.pad = [self.width - len(e) for e in encoded]
-        self.lengths = [len(e) for e in encoded]
+        self.answers = [pad + e.n_prompt for pad, e in zip(self.pad, encoded, strict=True)]
         self.offset = 0
         self.n_tokens = 0
         self.by_tap: dict[tuple[str, int], list[tuple[int, ReadyEdit]]] = defaultdict(list)
-        for row, some in enumerate(edits):
-            for edit in some:
-                self.by_tap[edit.site.point, edit.layer].append((row, edit))
+        ready = [(row, edit) for row, some in enumerate(edits) for edit in some]
+        for row, edit in sorted(ready, key=lambda pair: (pair[1].layer, ORDER[pair[1].site.point])):
+            self.by_tap[edit.site.point, edit.layer].append((row, edit))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -86,7 +86,7 @@ class Steering:
         first, last = self.offset, self.offset + self.n_tokens
         kind = edit.site.positions.kind
         if kind == "response":
-            begin = max(self.width, first)
+            begin = max(self.answers[row], first)
         elif kind == "all":
             begin = max(self.pad[row], first)
         else:
@@ -126,7 +126,10 @@ class Steering:
             columns = self.columns(row, edit)
             if columns is None:
                 continue
-            keys = torch.tensor([k + self.pad[row] for k in edit.keys or []], device=weights_RHTS.device)
+            # a sliding-window cache has dropped the oldest keys
+            dropped = self.offset + self.n_tokens - weights_RHTS.shape[-1]
+            kept = [k + self.pad[row] - dropped for k in edit.keys or []]
+            keys = torch.tensor([k for k in kept if k >= 0], dtype=torch.long, device=weights_RHTS.device)
             heads = range(weights_RHTS.shape[1]) if edit.site.unit is None else [edit.site.unit]
             for head in heads:
                 chosen = weights_RHTS[row, head][columns].clone()
@@ -175,14 +178,21 @@ def _answer(tokenizer: Any, ids: list[int], eos: int | list[int] | None) -> Gene
     return Generated(tokenizer.decode(ids[:cut], skip_special_tokens=True), tuple(ids[:cut]))
 
 
+class _Abandoned(Exception):
+    """The reader of a stream has gone; ends the generating thread."""
+
+
 class _Pieces:
     """A streamer for transformers' `generate`: hands each new token's id to the consuming thread."""
 
     def __init__(self) -> None:
         self.queue: Queue[int | BaseException | None] = Queue()
         self.prompt = True
+        self.abandoned = False
 
     def put(self, value: Tensor) -> None:
+        if self.abandoned:
+            raise _Abandoned
         if self.prompt:
             self.prompt = False
             return
@@ -205,16 +215,22 @@ def stream(run: Callable[[Any], Any], tokenizer: Any) -> Iterator[str]:
     thread = Thread(target=work, daemon=True)
     thread.start()
     ids: list[int] = []
-    said = ""
-    while (item := pieces.queue.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        ids.append(item)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("�") and len(text) > len(said):
+    said = text = ""
+    try:
+        while (item := pieces.queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            ids.append(item)
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("�") and len(text) > len(said):
+                yield text[len(said) :]
+                said = text
+        if len(text) > len(said):
             yield text[len(said) :]
-            said = text
-    thread.join()
+    finally:
+        # a reader who stops early must not leave the model generating, with hooks on it, behind their back
+        pieces.abandoned = True
+        thread.join()
     while not pieces.queue.empty():
         item = pieces.queue.get()
         if isinstance(item, BaseException):

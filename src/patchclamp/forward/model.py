@@ -15,7 +15,7 @@ from patchclamp.forward.edit import Edit
 from patchclamp.forward.execute import Track, accepts_positions, execute
 from patchclamp.forward.generate import Generated, generate, stream
 from patchclamp.forward.plan import Mode, Plan, Row
-from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read
+from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, value_shape
 from patchclamp.forward.read import read_all
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
@@ -182,7 +182,10 @@ class Model:
         with torch.enable_grad():
             batch = Batch(self.anatomy, layout, keep_graph=True)
             hidden = batch.run(inputs_of(self.anatomy, layout, accepts_positions(self.anatomy)))
-            value = read_all(self.anatomy, batch, hidden, self.say)[0][0].sum()
+            value = read_all(self.anatomy, batch, hidden, self.say)[0][0]
+            if value.numel() != 1:
+                raise InputError(f"the readout {row.reads[0].kind} gives {value.numel()} numbers; a gradient is of one")
+            value = value.sum()
             kept = [batch.raw[site] for site in sites]
             raws = torch.autograd.grad(value, [raw for _, raw in kept], allow_unused=True)
         out = []
@@ -213,8 +216,12 @@ class Model:
         encoded = self.encode(prompt)
         ready = [self._ready_for_generation(edits, encoded)]
         settings = self._settings(max_new_tokens, sample, temperature, top_p, True)
-        torch.manual_seed(seed)
-        return stream(lambda s: generate(self.anatomy, self.tokenizer, [encoded], ready, settings, s), self.tokenizer)
+
+        def run(streamer: Any) -> None:
+            torch.manual_seed(seed)
+            generate(self.anatomy, self.tokenizer, [encoded], ready, settings, streamer)
+
+        return stream(run, self.tokenizer)
 
     @staticmethod
     def _settings(n: int, sample: bool, temperature: float, top_p: float, use_cache: bool) -> dict[str, Any]:
@@ -248,8 +255,9 @@ class Model:
             response = edit.site.positions.kind == "response"
             shown = edit.model_copy(update={"site": edit.site.at("last")}) if response else edit
             ready = ready_edit(self.anatomy, shown, encoded, self._depends.lookup, self.name)
-            value = edit.value.tensor if edit.value is not None else None
-            if (response or ready.open_end) and edit.op in ("set", "swap") and value is not None and value.dim() > 1:
+            value = edit.value.tensor if edit.value is not None else self._depends.lookup(shown, ready.tokens)
+            per_token = value is not None and value.dim() > len(value_shape(self.anatomy, edit.site)) and len(value) > 1
+            if (response or ready.open_end) and edit.op in ("set", "swap") and per_token:
                 raise EditError(f"{edit.op} at {edit.site}: one value per token does not reach generated tokens; give "
                                 "one value, or name the prompt's positions")
             out.append(ReadyEdit(edit, ready.tokens, ready.change, ready.keys, ready.open_end))

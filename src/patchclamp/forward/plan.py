@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from patchclamp.errors import PromptError, SpecError
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
@@ -40,6 +41,16 @@ class Plan(BaseModel):
     def of(cls, rows: Iterable[tuple[Any, Sequence[Edit], Sequence[Readout | str | Site]]]) -> "Plan":
         """From (prompt, edits, reads) triples; a site string among the reads stands for the value there."""
         return cls(rows=tuple(
-            Row(prompt=prompt, edits=tuple(edits), reads=tuple(as_readout(r) for r in reads))
-            for prompt, edits, reads in rows
+            _row(prompt, tuple(edits), tuple(as_readout(r) for r in reads)) for prompt, edits, reads in rows
         ))
+
+
+def _row(prompt: Any, edits: tuple, reads: tuple) -> Row:
+    try:
+        return Row(prompt=prompt, edits=edits, reads=reads)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["loc"][0] == "prompt":
+            raise PromptError("a prompt is a text, a list of token ids, or a list of messages with role (system, user "
+                              f"or assistant) and content; got {str(prompt)[:80]!r}") from error
+        raise SpecError(f"{first['loc'][0]}: {first['msg']}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchclamp.errors import EditError, SiteError
+from patchclamp.errors import EditError, SiteError, TokenError
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Positions, Site
@@ -144,7 +144,11 @@ def ready_read(anatomy: Anatomy, tokenizer: Any, read: Readout, encoded: Encoded
         if not targets:
             raise SiteError(f"loss@{read.at}: the first token is not predicted from anything; give more text")
         tokens = [i - 1 for i in targets]
-    return ReadyRead(read, tokens, [t if isinstance(t, int) else single_token(tokenizer, t) for t in read.tokens])
+    ids = [t if isinstance(t, int) else single_token(tokenizer, t) for t in read.tokens]
+    for token in ids:
+        if not 0 <= token < anatomy.n_vocab:
+            raise TokenError(f"{name} has {anatomy.n_vocab} tokens (0 to {anatomy.n_vocab - 1}); {read.kind} names {token}")
+    return ReadyRead(read, tokens, ids)
 
 
 Lookup = Callable[[Edit, Sequence[int]], Tensor | None]

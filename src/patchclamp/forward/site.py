@@ -36,9 +36,9 @@ class Positions:
         """Read the part after `@`. Raises SiteError if it is none of the six forms."""
         if string in _NAMED:
             return cls(string)  # type: ignore[arg-type]
-        if re.fullmatch(r"[+-]?\d+", string):
+        if re.fullmatch(r"[+-]?\d{1,9}", string):
             return cls("index", index=int(string))
-        if re.fullmatch(r"(-?\d+)?:(-?\d+)?(:(-?\d+)?)?", string):
+        if re.fullmatch(r"(-?\d{1,9})?:(-?\d{1,9})?(:(-?\d{1,9})?)?", string):
             start, stop, step = ([int(p) if p else None for p in string.split(":")] + [None])[:3]
             if step is not None and step < 1:
                 raise SiteError(f"the slice @{string} has step {step}; a step is 1 or more")
@@ -94,7 +94,7 @@ class Site:
         if name and point != "feature":
             raise SiteError(f"{string!r}: only a feature belongs to a named autoencoder")
         numbers = match["numbers"].split(".")[1:]
-        if any(not re.fullmatch(r"\d+", n) for n in numbers):
+        if any(not re.fullmatch(r"\d{1,9}", n) for n in numbers):
             raise SiteError(f"{string!r}: layer and unit are whole numbers from 0, as in {point}.3")
         positions = ALL if match["positions"] is None else Positions.parse(match["positions"])
         return cls._checked(string, point, [int(n) for n in numbers], positions, name)

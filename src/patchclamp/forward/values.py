@@ -13,7 +13,8 @@ class Values:
     __slots__ = ("_key", "tensor")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().clone()
+        # adding 0.0 turns -0.0 into 0.0: the two are equal, so they must hash alike
+        self.tensor = (tensor.detach().to(device="cpu", dtype=torch.float32) + 0.0).contiguous()
         self._key: int | None = None
 
     def __eq__(self, other: object) -> bool:

@@ -227,7 +227,8 @@ class Anatomy:
         heads = next((h for h in candidates if part(block, h.path) is not None), None)
         if heads is None:
             raise SiteError(f"{point}.{layer}: a {self.family.name} block has no {candidates[0].path!r}")
-        clip = getattr(getattr(self.hf.config, "attn_config", None), "clip_qkv", None)
+        config = self.hf.config
+        clip = getattr(getattr(config, "attn_config", None), "clip_qkv", None) or getattr(config, "clip_qkv", None)
         if clip:
             raise SiteError(f"{point}.{layer}: this model clips queries, keys and values at ±{clip} after the "
                             "projection, where no module shows them")

@@ -76,7 +76,12 @@ def prove(anatomy: Anatomy) -> list[Identity]:
             out = hf(ids, output_hidden_states=True, use_cache=False)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise UnsupportedModel(f"the forward pass does not fit the table: {error}") from error
-    values = {key: _read(anatomy, *key, seen) for key in seen if key[0] != "core"}
+    _refuse_unplaced_norms(anatomy)
+    try:
+        values = {key: _read(anatomy, *key, seen) for key in seen if key[0] != "core"}
+    except RuntimeError as error:
+        raise UnsupportedModel(f"a value does not lie as the table says: {error}") from error
+    _refuse_other_shapes(anatomy, values)
     tolerance = TOLERANCE.get(values["resid", 0].dtype, 2e-5)
     return [
         *_stream(anatomy, values, tolerance),
@@ -88,9 +93,28 @@ def prove(anatomy: Anatomy) -> list[Identity]:
     ]
 
 
+def _refuse_unplaced_norms(anatomy: Anatomy) -> None:
+    """Queries and keys are read after any norm; no sum shows a norm that the table leaves out, so look for it."""
+    family = anatomy.family
+    placed = {heads.path for heads in (*family.q, *family.k)}
+    for layer, block in enumerate(anatomy.blocks):
+        for name, _ in part(block, family.attention).named_children():
+            if "norm" in name.lower() and f"{family.attention}.{name}" not in placed:
+                raise UnsupportedModel(f"block {layer}: {family.attention}.{name} is not in the table, so queries or "
+                                       "keys could be read on the wrong side of it")
+
+
+def _refuse_other_shapes(anatomy: Anatomy, values: dict[tuple[str, int], Tensor]) -> None:
+    for (point, layer), value in values.items():
+        if point in ("q", "k", "v"):
+            expected = [1, 7, anatomy.n_units(point, layer), anatomy.d_head]
+            if list(value.shape) != expected:
+                raise UnsupportedModel(f"{point}.{layer} has shape {list(value.shape)}, expected {expected}")
+
+
 def _points(anatomy: Anatomy) -> Iterator[tuple[str, int, Tap]]:
     for layer in range(anatomy.n_layers):
-        for point in ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "neuron"):
+        for point in ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "neuron", "q", "k", "v"):
             try:
                 yield point, layer, anatomy.tap(point, layer)
             except SiteError:

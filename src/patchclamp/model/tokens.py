@@ -76,8 +76,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Sequence[Any], l
         ids = _without_second_bos(tokenizer, list(tokenizer(prompt)["input_ids"]))
     elif len(prompt) and all(isinstance(i, int) for i in prompt):
         ids = list(prompt)
-        if (worst := max(ids)) >= len(tokenizer) or min(ids) < 0:
-            raise PromptError(f"token id {worst} is outside the vocabulary of {len(tokenizer)} tokens")
+        if bad := [i for i in ids if not 0 <= i < len(tokenizer)]:
+            raise PromptError(f"token id {bad[0]} is outside the vocabulary of {len(tokenizer)} tokens")
     else:
         ids, n_prompt = _encode_messages(tokenizer, prompt)
     if not ids:

@@ -1,0 +1,198 @@
+"""Worker processes, taking turns, and the comparison of their numbers with the reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.envs import PEERS, ensure
+from benchmarks.tasks import OURS, REFERENCE, Task, request_of
+
+SCRIPTS = Path(__file__).resolve().parent / "workers"
+OWN_SCRIPTS = {OURS: "patchclamp_worker.py", REFERENCE: "plain_hf_worker.py"}
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "WANDB_MODE": "disabled"}
+SLOW_SECONDS, SLOW_ROUNDS = 20.0, 3
+"""A contender slower than this is measured no more often than this."""
+
+
+class Running:
+    """A worker process: one JSON line in, one JSON line out."""
+
+    def __init__(self, worker: str, log: Path) -> None:
+        peer = PEERS.get(worker)
+        python = str(ensure(peer)) if peer else sys.executable
+        script = SCRIPTS / (peer.worker if peer else OWN_SCRIPTS[worker])
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [python, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | QUIET,
+            )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and wait for its answer; a worker that died answers with an error."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            said = self.log.read_text().strip().splitlines()[-1:]
+            return {"error": f"the worker ended: {' '.join(said)}"}
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        try:
+            self.process.stdin.close()
+            self.process.wait(timeout=60)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self.process.kill()
+
+
+@contextmanager
+def running(worker: str, logs: Path) -> Iterator[Running]:
+    """A worker that is ended with the block."""
+    started = Running(worker, logs / f"{worker}.log")
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+@dataclass
+class Outcome:
+    """What one contender did in one task."""
+
+    worker: str
+    variant: str
+    how: str
+    seconds: list[float] = field(default_factory=list)
+    scale: float = 1.0
+    """All rows over the rows measured; `median` is scaled by it, `seconds` are not."""
+    error: float | None = None
+    """Largest absolute difference from the reference."""
+    wrong: bool = False
+    tensors: int | None = None
+    megabytes: float | None = None
+    failure: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.seconds) * self.scale if self.seconds else None
+
+    @property
+    def done(self) -> bool:
+        """No need for another round: it failed, or is slow and was measured often enough."""
+        slow = len(self.seconds) >= SLOW_ROUNDS and statistics.median(self.seconds) > SLOW_SECONDS
+        return bool(self.failure) or slow
+
+
+@dataclass
+class Measured:
+    """A task's outcomes, and the range of the reference's numbers: what a difference has to be small against."""
+
+    outcomes: list[Outcome]
+    low: float | None = None
+    high: float | None = None
+
+
+def measure(
+    task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], rounds: int
+) -> Measured:
+    """All contenders of a task, one repetition each, round after round."""
+    kind = task.request["task"]
+    entered = [each for each in task.contenders if each.worker in workers]
+    outcomes = []
+    for each in entered:
+        explained = how[each.worker]
+        said = explained.get(f"{kind}/{each.variant}", explained.get(kind, ""))
+        outcomes.append(Outcome(each.worker, each.variant, said))
+    with tempfile.TemporaryDirectory() as scratch:
+        checks = [Path(scratch) / f"{number}.npy" for number in range(len(entered))]
+        for turn in range(rounds):
+            for contender, outcome, check in zip(entered, outcomes, checks, strict=True):
+                if outcome.done:
+                    continue
+                request, outcome.scale = request_of(task, contender)
+                if turn == 0:
+                    request["check"] = str(check)
+                note(outcome, workers[contender.worker].ask(request))
+        found = [np.load(check, allow_pickle=False) if check.exists() else None for check in checks]
+    return compared(task, outcomes, found)
+
+
+def note(outcome: Outcome, reply: dict[str, Any]) -> None:
+    """Add one answer to a contender's outcome."""
+    if "seconds" not in reply:
+        outcome.failure = reply.get("error", "not supported")
+        print(f"  {outcome.worker:17}{outcome.variant:9}{outcome.failure}", file=sys.stderr)
+        return
+    outcome.seconds += reply["seconds"]
+    outcome.tensors, outcome.megabytes = reply.get("tensors"), reply.get("megabytes")
+    print(f"  {outcome.worker:17}{outcome.variant:9}{reply['seconds'][-1]:9.3f} s", file=sys.stderr)
+
+
+def compared(task: Task, outcomes: list[Outcome], found: list[np.ndarray | None]) -> Measured:
+    """Each contender's numbers against the reference's; a sample against the same rows of it."""
+    by_worker = zip(outcomes, found, strict=True)
+    reference = next((a for o, a in by_worker if o.worker == REFERENCE and a is not None), None)
+    if reference is None:
+        return Measured(outcomes)
+    for outcome, array in zip(outcomes, found, strict=True):
+        if array is None:
+            continue
+        sampled = array.ndim == 1 and len(array) < len(reference)
+        expected = reference[:: len(reference) // len(array)] if sampled else reference
+        if array.shape != expected.shape:
+            outcome.failure = f"shape {array.shape}, expected {expected.shape}"
+            continue
+        outcome.error = float(np.abs(array - expected).max())
+        outcome.wrong = not outcome.error <= task.tolerance
+    return Measured(outcomes, float(reference.min()), float(reference.max()))
+
+
+IMPORT_TIMER = """
+import time, torch, transformers
+{first}
+start = time.perf_counter()
+import patchclamp
+print(time.perf_counter() - start)
+"""
+IMPORTS = {
+    "over `import torch, transformers`": "",
+    "over those and transformers' lazily imported model classes": (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    ),
+}
+
+
+def import_times(rounds: int) -> dict[str, float]:
+    """Median seconds `import patchclamp` adds, in a fresh process each time, the first round thrown away."""
+    found: dict[str, list[float]] = {case: [] for case in IMPORTS}
+    for _ in range(rounds + 1):
+        for case, first in IMPORTS.items():
+            program = IMPORT_TIMER.format(first=first)
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(done.stderr, file=sys.stderr)
+                return {}
+            found[case].append(float(done.stdout))
+    return {case: statistics.median(times[1:]) for case, times in found.items()}
