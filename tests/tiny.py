@@ -1,5 +1,6 @@
 """Tiny randomly initialised models of every supported family's real configuration class, and variants."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 
@@ -7,31 +8,31 @@ import torch
 import transformers as tf
 
 COMMON = {"vocab_size": 101, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-          "intermediate_size": 48, "max_position_embeddings": 64}
+          "intermediate_size": 48, "max_position_embeddings": 128}
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 GQA = {**COMMON, **IDS, "num_key_value_heads": 2}
-GPT = {"vocab_size": 101, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **IDS}
+GPT = {"vocab_size": 101, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, **IDS}
 MOE = {"num_experts_per_tok": 2}
 
 CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "gpt2": lambda: tf.GPT2Config(**GPT),
     "gpt_neo": lambda: tf.GPTNeoConfig(vocab_size=101, hidden_size=32, num_layers=4, num_heads=4, window_size=3,
-                                       max_position_embeddings=64,
+                                       max_position_embeddings=128,
                                        attention_types=[[["global", "local"], 2]], **IDS),
     "gptj": lambda: tf.GPTJConfig(**GPT, rotary_dim=4),
     "gpt_neox": lambda: tf.GPTNeoXConfig(**COMMON, **IDS),
     "gpt_neox-sequential": lambda: tf.GPTNeoXConfig(**COMMON, **IDS, use_parallel_residual=False),
     "opt": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48,
-                                max_position_embeddings=64, word_embed_proj_dim=32, **IDS),
+                                max_position_embeddings=128, word_embed_proj_dim=32, **IDS),
     "opt-projected": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-                                          ffn_dim=48, max_position_embeddings=64, word_embed_proj_dim=16, **IDS),
+                                          ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16, **IDS),
     "bloom": lambda: tf.BloomConfig(vocab_size=101, hidden_size=32, n_layer=3, n_head=4, **IDS),
     "falcon": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **IDS),
     "falcon-new": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
                                           num_kv_heads=2, new_decoder_architecture=True, **IDS),
     "falcon-rw": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
                                          multi_query=False, parallel_attn=False, alibi=True, bias=True, **IDS),
-    "mpt": lambda: tf.MptConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, max_seq_len=64, **IDS),
+    "mpt": lambda: tf.MptConfig(vocab_size=101, d_model=32, n_layers=3, n_heads=4, max_seq_len=128, **IDS),
     "llama": lambda: tf.LlamaConfig(**GQA),
     "llama-wide-heads": lambda: tf.LlamaConfig(**GQA, head_dim=16, attention_bias=True, mlp_bias=True),
     "mistral": lambda: tf.MistralConfig(**GQA, sliding_window=4),
@@ -71,6 +72,25 @@ def tiny(name: str, attention: str | None = None) -> tf.PreTrainedModel:
     return model
 
 
+EAGER_ONLY = ("gpt_neo", "gptj", "bloom", "mpt", "gemma2")
+"""Configurations that transformers runs with its eager attention only."""
+OWN_ATTENTION = ("gpt_neo", "gptj", "bloom", "falcon", "falcon-new", "falcon-rw", "mpt")
+"""Configurations whose attention does not go through transformers' attention interface."""
+SPREAD = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt-projected", "bloom", "falcon-new", "mpt", "llama-wide-heads", "mistral",
+          "qwen2_moe", "gemma2", "gemma3", "olmo2", "granite", "cohere")
+"""One configuration for every distinct anatomy, for tests too slow to run on all."""
+
+
+def supports(name: str, point: str) -> bool:
+    """Whether a tiny model has a point in every block."""
+    if point == "resid_mid":
+        return name not in ("gptj", "gpt_neox", "falcon", "falcon-new", "phi", "phi-qk-norm", "stablelm-parallel", "cohere")
+    gated = not name.startswith(("gpt", "opt", "bloom", "falcon", "mpt", "phi-", "phi")) or name == "phi3"
+    if point in ("neuron", "gate"):
+        return name not in ("mixtral", "qwen2_moe") and (point == "neuron" or gated)
+    return True
+
+
 @cache
 def tiny_tokenizer() -> tf.PreTrainedTokenizerFast:
     """A word-level tokenizer of 101 tokens: 'w0' to 'w96' and specials."""
@@ -84,11 +104,26 @@ def tiny_tokenizer() -> tf.PreTrainedTokenizerFast:
                                       pad_token="<pad>")
 
 
-@cache
-def tiny_model(name: str, attention: str | None = None):
-    """The same tiny model, wrapped."""
+def wrap(hf: tf.PreTrainedModel, name: str):
+    """A Hugging Face model of 101 tokens as patchclamp's."""
     from patchclamp.forward.model import Model
     from patchclamp.model.loaded import Loaded
 
-    return Model(Loaded(hf=tiny(name, attention), tokenizer=tiny_tokenizer(), ref=f"tiny:{name}", name=name,
-                        revision=None, folder=None))
+    return Model(Loaded(hf=hf, tokenizer=tiny_tokenizer(), ref=f"tiny:{name}", name=name, revision=None, folder=None))
+
+
+@cache
+def tiny_model(name: str, attention: str | None = None, double: bool = False):
+    """The same tiny model, wrapped; `double`: a copy in float64."""
+    hf = tiny(name, attention)
+    return wrap(copy.deepcopy(hf).double() if double else hf, name)
+
+
+def ids(n: int, seed: int = 0) -> tuple[int, ...]:
+    """A prompt of `n` token ids, none of them special."""
+    return tuple((i * 7 + seed * 13) % 90 + 5 for i in range(n))
+
+
+def direction(width: int, seed: int = 0) -> torch.Tensor:
+    """A fixed vector without special structure."""
+    return torch.cos(torch.arange(width) * (1.3 + seed)) + 0.1

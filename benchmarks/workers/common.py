@@ -163,12 +163,18 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def fewer(request: dict[str, Any]) -> dict[str, Any]:
+    """What makes a request short enough for a warm-up: two neurons, or one position of a patch sweep."""
+    if request["task"] == "ablate":
+        return {"neurons": request["neurons"][:2]}
+    return {"positions": "last"} if request["task"] == "patch" else {}
+
+
 def answer(worker: Worker, setup: Setup, request: dict[str, Any], warmed: set[str]) -> dict[str, Any]:
-    """Time one request. The first of its kind is run once beforehand, on a few rows where it has rows."""
+    """Time one request. The first of its kind is run once beforehand, with fewer rows where it has many."""
     key = json.dumps({name: request.get(name) for name in ("task", "variant", "prompt", "positions")})
     if key not in warmed:
-        few = {"neurons": request["neurons"][:2]} if "neurons" in request else {}
-        worker.perform(request | few, setup)
+        worker.perform(request | fewer(request), setup)
         warmed.add(key)
     seconds: list[float] = []
     result: Any = None

@@ -18,8 +18,8 @@ from common import (
     serve,
 )
 from interp_engine import (
-    AddSpec,
     Address,
+    AddSpec,
     HookManager,
     SteeringSpec,
     capture,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from common import (
     ABLATED_LAYER,
@@ -20,8 +21,6 @@ from common import (
 )
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
-
-import pandas as pd  # noqa: I001 - TransformerLens' own dependency, needed for a partial sweep
 
 
 class TransformerLens(Worker):

@@ -32,8 +32,10 @@ def patching_chart(result: "Patching") -> alt.TopLevelMixin:
                 y=alt.Y("block:O", sort="descending", axis=alt.Axis(labelOverlap=False)),
                 color=alt.Color("share:Q", scale=DIVERGING, title="share moved"),
                 tooltip=["site", alt.Tooltip("share", format=".3f")],
-            ).properties(width=heatmap_size(len(columns), cell=24), height=heatmap_size(data["block"].nunique(), cell=12),
-                         title=point)
+            ).properties(
+                width=heatmap_size(len(columns), cell=24), height=heatmap_size(data["block"].nunique(), cell=12),
+                title=point,
+            )
         )
     return styled(alt.hconcat(*charts).resolve_scale(color="shared"))
 

@@ -10,7 +10,11 @@ from patchclamp.charts.style import CONTROL, EFFECT, styled
 if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
 
-NAMES = {"logprob": "log-probability of the answer", "logit_difference": "logit difference", "flips": "first choice flipped"}
+NAMES = {
+    "logprob": "log-probability of the answer",
+    "logit_difference": "logit difference",
+    "flips": "first choice flipped",
+}
 
 
 def ablation_chart(result: "Ablation") -> alt.TopLevelMixin:

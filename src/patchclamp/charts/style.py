@@ -17,7 +17,7 @@ def visible(token: str) -> str:
 
 def styled(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
     """The common look."""
-    return chart.configure_view(stroke=None).configure_axis(grid=False, labelFontSize=11, titleFontSize=12)  # type: ignore[attr-defined]
+    return chart.configure_view(stroke=None).configure_axis(grid=False, labelFontSize=11, titleFontSize=12)
 
 
 def heatmap_size(n: int, least: int = 120, most: int = 900, cell: int = CELL) -> int:

@@ -115,8 +115,8 @@ def patch(model: Model, spec: PatchSpec, progress: Progress) -> Outcome:
             "is nothing to move. Choose prompts that the model answers differently"
         )
     cells = [
-        Cell(site=str(site), effect=(d - start) / (end - start), point=site.point, layer=site.layer or 0, unit=site.unit,
-             position=site.positions.index if site.positions.kind == "index" else None)
+        Cell(site=str(site), effect=(d - start) / (end - start), point=site.point, layer=site.layer or 0,
+             unit=site.unit, position=site.positions.index if site.positions.kind == "index" else None)
         for site, d in zip(sites, patched, strict=True)
     ]
     result = Patching(

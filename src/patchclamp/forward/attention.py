@@ -19,7 +19,7 @@ _changes: ContextVar[Changes | None] = ContextVar("attention changes", default=N
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
     """The module's own eager attention; where its weights are edited, their product with the values again."""
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     out, weights = eager(module, query, key, value, mask, **kwargs)
     change = (_changes.get() or {}).get(module)
     if change is None:

@@ -315,28 +315,32 @@ class Batch:
         for (point, layer), edits in self.edits.items():
             if point == "pattern":
                 module = part(self.anatomy.blocks[layer], self.anatomy.family.attention)
-                found[module] = lambda weights, edits=edits: self._edit_pattern(weights, edits)
+                found[module] = partial(self._edit_pattern, edits)
         return found
 
-    def _edit_pattern(self, weights_RHTS: Tensor, edits: list[tuple[int, ReadyEdit]]) -> None:
+    def _edit_pattern(self, edits: list[tuple[int, ReadyEdit]], weights_RHTS: Tensor) -> None:
         for row, edit in edits:
-            unit = edit.site.unit
-            heads = range(weights_RHTS.shape[1]) if unit is None else [unit]
-            columns = torch.tensor(self.layout.columns(row, edit.tokens), device=weights_RHTS.device)
-            keys = torch.tensor([k + self.layout.pad[row] for k in edit.keys or []], device=weights_RHTS.device)
-            for head in heads:
-                own_TS = weights_RHTS[row, head]
-                chosen = own_TS[columns]
-                chosen[:, keys] = edit.change(chosen[:, keys])
-                if edit.edit.renormalize:
-                    chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-30)
-                own_TS[columns] = chosen
-            edit.fired = True
+            change_weights(weights_RHTS[row], edit, self.layout.columns(row, edit.tokens), self.layout.pad[row])
 
 
 ORDER = {p: i for i, p in enumerate((
     "embed", "resid_pre", "q", "k", "v", "pattern", "head", "head_out", "attn", "resid_mid", "gate", "neuron", "mlp",
     "resid"))}
+
+
+def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[int], shift: int) -> None:
+    """Apply an edit to one row's attention weights, in place, at the query columns given. `shift`: the column of
+    the row's first token among the keys; keys to the left of column 0 are no longer attended."""
+    kept = [k + shift for k in edit.keys or [] if k + shift >= 0]
+    keys = torch.tensor(kept, dtype=torch.long, device=weights_HTS.device)
+    for head in range(len(weights_HTS)) if edit.site.unit is None else [edit.site.unit]:
+        own_TS = weights_HTS[head]
+        chosen = own_TS[columns].clone()
+        chosen[:, keys] = edit.change(chosen[:, keys])
+        if edit.edit.renormalize:
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-30)
+        own_TS[columns] = chosen
+    edit.fired = True
 
 
 def _as_slice(columns: list[int]) -> slice | list[int]:

@@ -84,7 +84,8 @@ def _plain_batches(jobs: list[Job], mode: Mode) -> Iterator[Layout]:
     """Every row runs whole: one at a time, or batched with rows of like length. A clean twin runs beside a row
     whose readout compares with it."""
     ordered = sorted(jobs, key=lambda j: len(j.encoded)) if mode == "batch" else jobs
-    size, batch = 0, []
+    size = 0
+    batch: list[list[Job]] = []
     for job in ordered:
         pair = [job, _clean_copy(job)] if job.needs_clean else [job]
         size += len(pair) * len(job.encoded)
@@ -219,6 +220,6 @@ class _Prefixes:
 
         whole = inputs_of(self.anatomy, Layout(layout.roots), accepts_positions(self.anatomy))
         cut = {name: tensor[:, :length] for name, tensor in whole.items()}
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         self.anatomy.base(**cut, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]

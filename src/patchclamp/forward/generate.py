@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights
-from patchclamp.forward.batch import ORDER, first_tensor, with_first
+from patchclamp.forward.batch import ORDER, change_weights, first_tensor, with_first
 from patchclamp.forward.prepare import ReadyEdit
 from patchclamp.model.anatomy import Anatomy, Tap, part
 from patchclamp.model.tokens import Encoded
@@ -56,7 +57,7 @@ class Steering:
             for (point, layer), edits in self.by_tap.items():
                 if point == "pattern":
                     module = part(self.anatomy.blocks[layer], self.anatomy.family.attention)
-                    pattern[module] = lambda weights, edits=edits: self._edit_pattern(weights, edits)
+                    pattern[module] = partial(self._edit_pattern, edits)
                     continue
                 tap = self.anatomy.tap(point, layer)
                 if tap.side == "in":
@@ -121,23 +122,13 @@ class Steering:
 
         return hook
 
-    def _edit_pattern(self, weights_RHTS: Tensor, edits: list[tuple[int, ReadyEdit]]) -> None:
+    def _edit_pattern(self, edits: list[tuple[int, ReadyEdit]], weights_RHTS: Tensor) -> None:
+        # A sliding-window cache has dropped the oldest keys.
+        dropped = self.offset + self.n_tokens - weights_RHTS.shape[-1]
         for row, edit in edits:
             columns = self.columns(row, edit)
-            if columns is None:
-                continue
-            # a sliding-window cache has dropped the oldest keys
-            dropped = self.offset + self.n_tokens - weights_RHTS.shape[-1]
-            kept = [k + self.pad[row] - dropped for k in edit.keys or []]
-            keys = torch.tensor([k for k in kept if k >= 0], dtype=torch.long, device=weights_RHTS.device)
-            heads = range(weights_RHTS.shape[1]) if edit.site.unit is None else [edit.site.unit]
-            for head in heads:
-                chosen = weights_RHTS[row, head][columns].clone()
-                chosen[:, keys] = edit.change(chosen[:, keys])
-                if edit.edit.renormalize:
-                    chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-30)
-                weights_RHTS[row, head][columns] = chosen
-            edit.fired = True
+            if columns is not None:
+                change_weights(weights_RHTS[row], edit, columns, self.pad[row] - dropped)
 
 
 def padded_inputs(anatomy: Anatomy, encoded: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:

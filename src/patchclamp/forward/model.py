@@ -13,7 +13,7 @@ from patchclamp.forward.batch import Batch, Layout, inputs_of
 from patchclamp.forward.depend import Dependencies
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.execute import Track, accepts_positions, execute
-from patchclamp.forward.generate import Generated, generate, stream
+from patchclamp.forward.generate import generate, stream
 from patchclamp.forward.plan import Mode, Plan, Row
 from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, value_shape
 from patchclamp.forward.read import read_all
@@ -144,13 +144,13 @@ class Model:
         return Capture(wanted, self.execute(Plan.of(rows)))
 
     def run(
-        self, prompts: Prompts, edits: Sequence[Edit] = (), read: Readout | str | Sequence[Readout | str] = "logits@last",
-        mode: Mode = "fast",
+        self, prompts: Prompts, edits: Sequence[Edit] = (),
+        read: Readout | str | Sequence[Readout | str] = "logits@last", mode: Mode = "fast",
     ) -> Any:
         """Run prompts under edits and measure. One prompt gives one value, a list gives a list; several readouts
         give a list of values for each prompt."""
-        single, listed = not is_many(prompts), isinstance(read, Sequence) and not isinstance(read, str)
-        reads = [as_readout(r) for r in (read if listed else [read])]  # type: ignore[list-item, union-attr]
+        single, listed = not is_many(prompts), not isinstance(read, Readout | str)
+        reads = [as_readout(read)] if isinstance(read, Readout | str) else [as_readout(r) for r in read]
         results = self.execute(Plan.of([(p, edits, reads) for p in as_prompts(prompts)]), mode)
         out = results if listed else [r[0] for r in results]
         return out[0] if single else out

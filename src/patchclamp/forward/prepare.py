@@ -147,7 +147,8 @@ def ready_read(anatomy: Anatomy, tokenizer: Any, read: Readout, encoded: Encoded
     ids = [t if isinstance(t, int) else single_token(tokenizer, t) for t in read.tokens]
     for token in ids:
         if not 0 <= token < anatomy.n_vocab:
-            raise TokenError(f"{name} has {anatomy.n_vocab} tokens (0 to {anatomy.n_vocab - 1}); {read.kind} names {token}")
+            last = anatomy.n_vocab - 1
+            raise TokenError(f"{name} has {last + 1} tokens (0 to {last}); {read.kind} names {token}")
     return ReadyRead(read, tokens, ids)
 
 
@@ -198,7 +199,8 @@ def _check_widths(
     allowed = [(), shape, (n, *shape)]
     if tuple(value.shape) not in allowed:
         forms = " or ".join(str(list(a)) for a in dict.fromkeys(allowed) if a) or "one number"
-        raise EditError(f"{edit.op} at {edit.site} of {name}: the value has shape {list(value.shape)}, expected {forms}")
+        got = list(value.shape)
+        raise EditError(f"{edit.op} at {edit.site} of {name}: the value has shape {got}, expected {forms}")
 
 
 def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:

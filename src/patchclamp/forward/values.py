@@ -40,7 +40,7 @@ class Values:
         if tensor.numel() == 0:
             raise ValueError("expected numbers, got an empty list")
         if not torch.isfinite(tensor).all():
-            where = (~torch.isfinite(tensor.flatten())).nonzero()[0].item()
+            where = int((~torch.isfinite(tensor.flatten())).nonzero()[0])
             raise ValueError(f"the value is not finite: entry {where} is {tensor.flatten()[where].item()}")
         return cls(tensor)
 

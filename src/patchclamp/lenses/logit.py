@@ -139,7 +139,7 @@ def _lens(model: Model, prompts: list[Any], position: str) -> list[Tensor]:
     sites = [f"embed@{position}", *(f"resid.{layer}@{position}" for layer in range(model.n_layers))]
     reads = [Readout.value(site) for site in sites]
     if any(not r.site.positions.single for r in reads if r.site):
-        raise SpecError(f"position {position!r} is several tokens; the lens reads one: last, an index, or a quoted word")
+        raise SpecError(f"position {position!r} is several tokens; the lens reads one: last, an index or a quoted word")
     rows = model.execute(Plan.of([(prompt, (), reads) for prompt in prompts]))
     with torch.no_grad():
         return [model.anatomy.unembed(torch.stack(row)) for row in rows]

@@ -13,7 +13,7 @@ from patchclamp.model.families import BY_ARCHITECTURE, Family, Heads
 STREAM = ("embed", "resid_pre", "resid_mid", "resid", "attn", "mlp")
 
 
-def part(root: nn.Module, path: str) -> Any:
+def part(root: Any, path: str) -> Any:
     """The attribute at a dotted path below `root`, or None where it is missing."""
     found: Any = root
     for name in path.split(".") if path else ():
@@ -23,13 +23,13 @@ def part(root: nn.Module, path: str) -> Any:
     return found
 
 
-def in_features(module: nn.Module) -> int:
+def in_features(module: Any) -> int:
     """Input width of a linear module (`nn.Linear` or transformers' transposed `Conv1D`)."""
     weight = module.weight
     return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[1])
 
 
-def weight_in_out(module: nn.Module) -> Tensor:
+def weight_in_out(module: Any) -> Tensor:
     """A linear module's weight as [input width, output width]."""
     return module.weight if type(module).__name__ == "Conv1D" else module.weight.T
 
@@ -100,16 +100,16 @@ class Tap:
 class Anatomy:
     """The parts of one loaded model. Raises UnsupportedModel if the family's table does not fit it."""
 
-    def __init__(self, hf: nn.Module, family: Family) -> None:
-        self.hf = hf
+    def __init__(self, hf: Any, family: Family) -> None:
+        self.hf: Any = hf
         self.family = family
         config = hf.config
         blocks = part(hf, family.blocks)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             raise UnsupportedModel(f"{type(hf).__name__}: no blocks at {family.blocks!r} (family {family.name})")
-        self.blocks: list[nn.Module] = list(blocks)
+        self.blocks: list[Any] = list(blocks)
         self.n_layers = len(self.blocks)
-        self.base: nn.Module = hf.base_model
+        self.base: Any = hf.base_model
         self.final_norm = self._need(hf, family.final_norm)
         self.unembedding = hf.get_output_embeddings()
         if self.unembedding is None:
@@ -129,7 +129,7 @@ class Anatomy:
                     )
         self._taps: dict[tuple[str, int], Tap] = {}
 
-    def _need(self, root: nn.Module, path: str) -> nn.Module:
+    def _need(self, root: Any, path: str) -> Any:
         found = part(root, path)
         if found is None:
             raise UnsupportedModel(f"{type(self.hf).__name__} has no {path!r} (family {self.family.name})")
@@ -302,6 +302,6 @@ def _first(config: Any, *names: str, default: Any = ...) -> Any:
     return default
 
 
-def family_of(hf: nn.Module) -> Family | None:
+def family_of(hf: Any) -> Family | None:
     """The family whose table names this architecture, if there is one."""
     return BY_ARCHITECTURE.get(type(hf).__name__)

@@ -37,7 +37,7 @@ class Identity(NamedTuple):
     detail: str
 
 
-def resolve(hf: nn.Module) -> tuple[Anatomy, list[Identity]]:
+def resolve(hf: Any) -> tuple[Anatomy, list[Identity]]:
     """The anatomy of `hf` and the identities that prove it.
 
     A known architecture uses its own table; an unknown one the first table under which every identity holds.

@@ -101,9 +101,16 @@ def embedded(name: str) -> EmbeddedModel:
     """The embedded model of that name. Raises ModelError, with the nearest name, if there is none."""
     if name in EMBEDDED:
         return EMBEDDED[name]
-    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(EMBEDDED)}."
+    near = nearest(name)
+    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(EMBEDDED)}."
     raise ModelError(f"No embedded model is called {name!r}; {hint}")
+
+
+def nearest(name: str) -> str | None:
+    """The embedded model that a mistyped or shortened name, or a Hugging Face id, probably means."""
+    stem = name.lower().split("/")[-1]
+    shortened = [known for known in EMBEDDED if len(stem) > 3 and known.startswith(stem)]
+    return next(iter(shortened or difflib.get_close_matches(stem, EMBEDDED, n=1)), None)
 
 
 def folder_of(name: str) -> Path:

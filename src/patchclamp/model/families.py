@@ -5,7 +5,8 @@ exists only under some configurations (a query norm, say), its entry is a tuple 
 that the block has is used. `check.py` proves on every load that the table is true of the model at hand.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,19 @@ class Family:
     """Rows may be added to the batch between blocks (not where a bias is built per row, as for ALiBi)."""
     mutates_mlp: bool = False
     """The block adds into the MLP's output in place: a captured value must be copied."""
-    refuse: dict[str, str] = field(default_factory=dict)
-    """Configuration field -> why a model with that field set cannot be addressed at some point (q, k, v)."""
-
-    def __hash__(self) -> int:
-        return hash(self.name)
 
 
-def _fused(path: str) -> dict[str, tuple[Heads, ...]]:
+def _fused(path: str) -> dict[str, Any]:
     """Queries, keys and values side by side in one projection."""
     return {"q": (Heads(path),), "k": (Heads(path, start="q"),), "v": (Heads(path, start="q+k"),)}
 
 
-def _interleaved(path: str, layout: str) -> dict[str, tuple[Heads, ...]]:
+def _interleaved(path: str, layout: str) -> dict[str, Any]:
     """Queries, keys and values of one head next to each other in one projection."""
     return {p: (Heads(path, layout, which=i),) for i, p in enumerate("qkv")}
 
 
-def _normed(q: str, k: str, layout: str) -> dict[str, tuple[Heads, ...]]:
+def _normed(q: str, k: str, layout: str) -> dict[str, Any]:
     """Queries and keys after a norm where the block has one."""
     return {
         "q": (Heads(q, layout), Heads("self_attn.q_proj")),
@@ -97,7 +93,7 @@ def _normed(q: str, k: str, layout: str) -> dict[str, tuple[Heads, ...]]:
     }
 
 
-_GPT2_LIKE = {
+_GPT2_LIKE: dict[str, Any] = {
     "blocks": "transformer.h",
     "embedding": "transformer.wte",
     "final_norm": "transformer.ln_f",
@@ -105,7 +101,7 @@ _GPT2_LIKE = {
     "attn": "attn",
     "gate": None,
 }
-_GEMMA_SANDWICH = {
+_GEMMA_SANDWICH: dict[str, Any] = {
     "attn": "post_attention_layernorm",
     "mlp": "post_feedforward_layernorm",
     "resid_mid": ("pre_feedforward_layernorm",),

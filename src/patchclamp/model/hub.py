@@ -61,7 +61,7 @@ def _download(ref: str, revision: str | None, trust_remote_code: bool, hint: str
     try:
         info = HfApi().model_info(ref, revision=revision, timeout=TIMEOUT_S)
         names = choose_files(ref, [sibling.rfilename for sibling in info.siblings or ()], trust_remote_code)
-        return Path(snapshot_download(ref, revision=info.sha, allow_patterns=names, etag_timeout=TIMEOUT_S))
+        return Path(snapshot_download(ref, revision=revision, allow_patterns=names, etag_timeout=TIMEOUT_S))
     except ModelError:
         raise
     except GatedRepoError as error:
@@ -76,7 +76,7 @@ def _download(ref: str, revision: str | None, trust_remote_code: bool, hint: str
         ) from error
     except Exception as error:
         raise ModelError(
-            f"{ref}{at} is not in the local Hugging Face cache, and the Hub cannot be reached "
+            f"{ref}{at} is not in the local Hugging Face cache, and cannot be had from the Hub "
             f"({gist(error, 120)}). Connect to the network, give a local folder, or use an embedded model "
             f"such as {DEFAULT_MODEL}.{hint}"
         ) from error

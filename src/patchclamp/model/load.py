@@ -1,6 +1,5 @@
 """Loading weights by name: an embedded model, a local folder, a GGUF file or a Hugging Face id."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,12 @@ import torch
 
 from patchclamp.errors import ModelError
 from patchclamp.model.cache import FileStamp
-from patchclamp.model.embedded import EMBEDDED, Progress, fetch
+from patchclamp.model.embedded import EMBEDDED, Progress, fetch, nearest
 from patchclamp.model.hub import find_on_hub
 from patchclamp.model.loaded import Loaded
 from patchclamp.model.read import Options, explained, read_folder, read_gguf, weight_files
 
-DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
 
 def load_weights(
@@ -120,6 +117,11 @@ class Source:
 
 
 def _find(ref: str, revision: str | None, trust_remote_code: bool, progress: Progress | None) -> Source:
+    if not ref:
+        raise ModelError(
+            f"The model's name is empty; give an embedded model ({', '.join(EMBEDDED)}), a folder, "
+            "a .gguf file or a Hugging Face id."
+        )
     local = Path(ref).expanduser()
     if ref in EMBEDDED or local.exists():
         if revision is not None:
@@ -127,10 +129,10 @@ def _find(ref: str, revision: str | None, trust_remote_code: bool, progress: Pro
         if ref in EMBEDDED:
             return Source(fetch(ref, progress), ref, EMBEDDED[ref].revision)
         return _local(local)
-    near = difflib.get_close_matches(ref.lower().split("/")[-1], EMBEDDED, n=1)
-    hint = f" Did you mean the embedded model {near[0]!r}?" if near else ""
+    near = nearest(ref)
+    hint = f" Did you mean the embedded model {near!r}?" if near else ""
     if _looks_like_path(ref):
-        raise ModelError(f"There is no folder or file {local}.{hint}")
+        raise ModelError(f"There is no folder or file {ref}.{hint}")
     if near and "/" not in ref:
         raise ModelError(f"There is no embedded model or folder {ref!r}.{hint}")
     folder, commit = find_on_hub(ref, revision, trust_remote_code, hint)
@@ -139,7 +141,7 @@ def _find(ref: str, revision: str | None, trust_remote_code: bool, progress: Pro
 
 def _looks_like_path(ref: str) -> bool:
     suffixes = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-    return not ref or ref[0] in "./~" or "\\" in ref or ref.count("/") > 1 or ref.lower().endswith(suffixes)
+    return ref[0] in "./~" or "\\" in ref or ref.count("/") > 1 or ref.lower().endswith(suffixes)
 
 
 def _local(path: Path) -> Source:

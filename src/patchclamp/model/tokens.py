@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
 from patchclamp.errors import PromptError, SiteError, TokenError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Sequence[Any], l
             raise PromptError("the prompt is empty: give the model some text to read")
         ids = _without_second_bos(tokenizer, list(tokenizer(prompt)["input_ids"]))
     elif len(prompt) and all(isinstance(i, int) for i in prompt):
-        ids = list(prompt)
+        ids = [i for i in prompt if isinstance(i, int)]
         if bad := [i for i in ids if not 0 <= i < len(tokenizer)]:
             raise PromptError(f"token id {bad[0]} is outside the vocabulary of {len(tokenizer)} tokens")
     else:
@@ -121,7 +122,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str,
     out: list[str] = []
     done = 0
     for index in range(len(ids)):
-        text = tokenizer.decode(ids[done : index + 1], clean_up_tokenization_spaces=False)
+        text = str(tokenizer.decode(list(ids[done : index + 1]), clean_up_tokenization_spaces=False))
         if text.endswith("�") and index + 1 < len(ids) and index - done < 8:
             out.append("")
         else:

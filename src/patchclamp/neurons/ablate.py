@@ -197,7 +197,8 @@ def _controls(
 
 
 def _edits(
-    sites: Sequence[Site], index: int, choices: list[Choice], donors: list[int], spec: AblateSpec, texts: tuple[str, ...]
+    sites: Sequence[Site], index: int, choices: list[Choice], donors: list[int], spec: AblateSpec,
+    texts: tuple[str, ...],
 ) -> list[Edit]:
     if spec.how == "zero":
         return [Edit.zero(site) for site in sites]
@@ -213,12 +214,14 @@ def _donors(choices: list[Choice], spec: AblateSpec) -> list[int]:
     generator = np.random.default_rng(spec.seed)
     single = all(s.positions.single for s in spec.sites)
     out = []
-    for i, choice in enumerate(choices):
+    for choice in choices:
         others = [j for j, other in enumerate(choices)
                   if other.prompt != choice.prompt and (single or len(other.prompt) == len(choice.prompt))]
         if not others:
-            raise SpecError(f"no other prompt has {len(choice.prompt)} tokens to resample from; name one position, as in "
-                            f"{spec.sites[0].at('last')}")
+            raise SpecError(
+                f"no other prompt has {len(choice.prompt)} tokens to resample from; name one position, as in "
+                f"{spec.sites[0].at('last')}"
+            )
         out.append(int(generator.choice(others)))
     return out
 

@@ -1,6 +1,6 @@
 """Generation as a method: what the model answers under edits, beside what it answers without them."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field
 
@@ -65,8 +65,7 @@ def generate(model: Model, spec: GenerateSpec, progress: Progress) -> Outcome:
 
     There is no verdict: one text is no measurement.
     """
-    settings = {"max_new_tokens": spec.max_new_tokens, "sample": spec.sample, "temperature": spec.temperature,
-                "top_p": spec.top_p, "seed": spec.seed}
+    settings: dict[str, Any] = spec.model_dump(exclude={"prompts", "edits"})
     rows = []
     for prompt in progress.track(spec.prompts, "generating", len(spec.prompts)):
         edited = model.generate(prompt, spec.edits, **settings)
