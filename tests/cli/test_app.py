@@ -119,9 +119,7 @@ def test_the_run_is_kept_when_its_chart_cannot_be_written(command, tmp_path, mon
 
     page = tmp_path / "full" / "a.html"
     real = Path.mkdir
-    monkeypatch.setattr(
-        Path, "mkdir", lambda self, *a, **k: full() if self.name == "full" else real(self, *a, **k)
-    )
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, **k: full() if self.name == "full" else real(self, *a, **k))
     code, _, err = command("text", "count", "hello", "--html", str(page))
     (place,) = (tmp_path / "runs").iterdir()
     assert code == 1
@@ -167,9 +165,7 @@ def test_only_the_method_asked_for_gets_its_options(fakes):
 
 
 def test_a_process_exits_with_the_code_and_only_json_on_standard_output(tmp_path):
-    done = patchclamp(
-        "text", "count", "- hello", "--json", env=os.environ | {"PATCHCLAMP_RUNS": str(tmp_path)}
-    )
+    done = patchclamp("text", "count", "- hello", "--json", env=os.environ | {"PATCHCLAMP_RUNS": str(tmp_path)})
     assert done.returncode == 0
     assert json.loads(done.stdout)["spec"]["prompt"] == "- hello"
     done = patchclamp("text", "count", "hello", "--top", "0")
@@ -205,7 +201,5 @@ def test_the_version_and_the_help_need_no_heavy_import():
         "assert execute(['runs', '--help']) == 0\n"
         "print(sorted({'torch', 'transformers', 'pandas', 'altair'} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -41,13 +41,9 @@ def parse(spec: type[Spec], *line: str) -> tuple[Spec, RunOptions]:
     return calls[0]
 
 
-TEXT = st.text(max_size=8) | st.sampled_from(
-    [" Warsaw", "-ing", "--x", "none", "true", "5", "@x", "[1]", '"q"', "a,b"]
-)
+TEXT = st.text(max_size=8) | st.sampled_from([" Warsaw", "-ing", "--x", "none", "true", "5", "@x", "[1]", '"q"', "a,b"])
 WORD = st.from_regex(r"[a-z]{1,5}", fullmatch=True)
-CHANGE = st.builds(
-    Change, op=st.sampled_from(["zero", "scale"]), factor=st.none() | st.integers(0, 9).map(float)
-)
+CHANGE = st.builds(Change, op=st.sampled_from(["zero", "scale"]), factor=st.none() | st.integers(0, 9).map(float))
 NUMBER = st.floats(allow_nan=False)
 
 KINDS: dict[str, tuple[Any, st.SearchStrategy]] = {
@@ -85,10 +81,7 @@ def texts_of(kind: str, value: Any) -> list[str]:
     if kind == "words":
         return [", ".join(value)]
     items = value if isinstance(value, list | tuple | frozenset) else [value]
-    return [
-        str(i).lower() if isinstance(i, bool) else str(i.value) if isinstance(i, Enum) else str(i)
-        for i in items
-    ]
+    return [str(i).lower() if isinstance(i, bool) else str(i.value) if isinstance(i, Enum) else str(i) for i in items]
 
 
 def written(name: str, kind: str, value: Any, apart: bool) -> list[str]:
@@ -283,9 +276,7 @@ def test_a_recursive_type_is_json():
 
 
 def test_common_options_are_read_by_the_same_rules():
-    spec, options = parse(
-        Counted, "--seed=7", "--json", "--no-record", "--html", "a.html", "--dtype", "bfloat16"
-    )
+    spec, options = parse(Counted, "--seed=7", "--json", "--no-record", "--html", "a.html", "--dtype", "bfloat16")
     assert spec.seed == 7
     assert options == RunOptions(json=True, no_record=True, html=Path("a.html"), dtype="bfloat16")
 

@@ -20,9 +20,7 @@ def test_an_empty_store_says_where_it_is(command, tmp_path):
 def test_records_are_listed(command, stored):
     header, line = command("runs", "list")[1].splitlines()
     assert header.split() == ["id", "method", "model", "started", "outcome"]
-    assert line.split()[:3] == [stored, "text.count", "smollm2-135m-instruct"] and line.endswith(
-        "not supported"
-    )
+    assert line.split()[:3] == [stored, "text.count", "smollm2-135m-instruct"] and line.endswith("not supported")
     (listed,) = json.loads(command("runs", "list", "--json")[1])
     assert (listed["id"], listed["outcome"]) == (stored, "not supported")
 
@@ -51,8 +49,7 @@ def test_a_replay_gives_the_same_numbers(command, stored):
 
 def test_a_replay_on_another_model_says_so(command, stored):
     assert (
-        'model: "smollm2-135m-instruct" then, "other" now'
-        in command("runs", "replay", stored, "--model", "other")[1]
+        'model: "smollm2-135m-instruct" then, "other" now' in command("runs", "replay", stored, "--model", "other")[1]
     )
 
 

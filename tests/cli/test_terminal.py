@@ -80,9 +80,7 @@ def test_text_is_printed_as_it_is(capsys):
 
 
 def test_json_has_no_nan():
-    assert (
-        json.loads(as_json_text([{"error": float("nan")}, {"error": float("inf")}])) == [{"error": None}] * 2
-    )
+    assert json.loads(as_json_text([{"error": float("nan")}, {"error": float("inf")}])) == [{"error": None}] * 2
 
 
 def test_standard_output_is_kept_clean_below_python_too():

@@ -158,9 +158,7 @@ def _values(options: list[Option], prefix: str, given: dict[str, Any]) -> dict[s
         name = prefix + option.field
         if given.get(f"{prefix}none_{option.field}"):
             if name in given:
-                raise SpecError(
-                    f"{option.none_flag} and a value for {option.field} were both given; leave one out"
-                )
+                raise SpecError(f"{option.none_flag} and a value for {option.field} were both given; leave one out")
             values[option.field] = None
         elif name in given:
             raw = given[name]

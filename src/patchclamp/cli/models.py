@@ -56,9 +56,7 @@ def fetch(name: Annotated[str, Parameter(help="One of `patchclamp models list`."
 
 @models.command
 def check(
-    ref: Annotated[
-        str, Parameter(help="An embedded model, a Hugging Face id, a local folder or a .gguf file.")
-    ],
+    ref: Annotated[str, Parameter(help="An embedded model, a Hugging Face id, a local folder or a .gguf file.")],
     /,
     *,
     trust_remote_code: Annotated[

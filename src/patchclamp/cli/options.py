@@ -62,9 +62,7 @@ class Shape:
     def is_json(self) -> bool:
         """Whether one occurrence of the option is JSON text."""
         items = self.items
-        return self.structured or (
-            items is not None and (items.is_json or items.nullable or items.items is not None)
-        )
+        return self.structured or (items is not None and (items.is_json or items.nullable or items.items is not None))
 
     @property
     def is_scalar(self) -> bool:
@@ -92,9 +90,7 @@ class Shape:
 ANYTHING = Shape(structured=True, nullable=True, items=Shape(structured=True))
 
 
-def shape_of(
-    schema: dict[str, Any], definitions: dict[str, Any], inside: frozenset[str] = frozenset()
-) -> Shape:
+def shape_of(schema: dict[str, Any], definitions: dict[str, Any], inside: frozenset[str] = frozenset()) -> Shape:
     """Read a field's JSON schema.
 
     `inside` holds the names of the definitions being read: a recursive one is structured."""
@@ -191,9 +187,7 @@ class Option:
         held = self.shape if self.shape.is_json else self.held
         words = ["CHOICE"] * bool(held.choices)
         words += [
-            "PATH" if kind == "string" and held.path else METAVARS[kind]
-            for kind in SCALARS
-            if kind in held.kinds
+            "PATH" if kind == "string" and held.path else METAVARS[kind] for kind in SCALARS if kind in held.kinds
         ]
         words += ["JSON"] * self.shape.is_json
         return "|".join(words) + (",…" if self.comma and not self.shape.is_json else "")
@@ -334,7 +328,6 @@ def refuse_clashes(options: Sequence[Option], owner: str) -> None:
         for name in filter(None, (option.name, negation, option.none_flag, option.empty_flag)):
             if name in taken:
                 raise SpecError(
-                    f"{owner}: {name} would mean both {taken[name]} and the field {option.field!r}; "
-                    "rename the field"
+                    f"{owner}: {name} would mean both {taken[name]} and the field {option.field!r}; rename the field"
                 )
             taken[name] = f"the field {option.field!r}"

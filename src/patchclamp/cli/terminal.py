@@ -106,9 +106,7 @@ def note(message: str) -> None:
 
 def complain(message: str) -> None:
     """Print an error on standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        Text.assemble(("error: ", "bold red"), message)
-    )
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
 
 
 def as_table(frame: pandas.DataFrame, width: int | None = None) -> tuple[Table, str]:
@@ -118,11 +116,7 @@ def as_table(frame: pandas.DataFrame, width: int | None = None) -> tuple[Table, 
     if width is None:
         console = Console()
         width = console.width if console.is_terminal else PIPE_WIDTH
-    shown = (
-        frame
-        if len(frame) <= ROWS
-        else frame.iloc[[*range(ROWS // 2), *range(len(frame) - ROWS // 2, len(frame))]]
-    )
+    shown = frame if len(frame) <= ROWS else frame.iloc[[*range(ROWS // 2), *range(len(frame) - ROWS // 2, len(frame))]]
     columns = [[str(name), *map(cell, shown.iloc[:, i])] for i, name in enumerate(frame.columns)]
     kept = _fitting([max(map(cell_len, column)) for column in columns], width)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -184,9 +178,7 @@ class TerminalProgress:
             self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bars:
             self._bars.stop()
 

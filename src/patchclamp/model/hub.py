@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from patchclamp.errors import ModelError
 from patchclamp.model.embedded import DEFAULT_MODEL, EMBEDDED
-from patchclamp.model.read import PICKLES, gist, weight_files
+from patchclamp.model.read import PICKLES, gist, has_tokenizer, weight_files
 
 TIMEOUT_S = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
@@ -46,13 +46,15 @@ def find_on_hub(
 
 
 def cached_snapshot(ref: str, revision: str | None) -> Path | None:
-    """The id's folder in the local Hugging Face cache, if config and all weights are there."""
+    """The id's folder in the local Hugging Face cache, if config, tokenizer and all weights are there."""
     try:
-        folder = Path(snapshot_download(ref, revision=revision, local_files_only=True))
+        # Only the config is asked for: a snapshot is "incomplete" to the hub client without the files we skip.
+        found = snapshot_download(ref, revision=revision, local_files_only=True, allow_patterns=["config.json"])
     except LocalEntryNotFoundError:
         return None
+    folder = Path(found)
     files = weight_files(folder)
-    whole = (folder / "config.json").is_file() and files and all(file.is_file() for file in files)
+    whole = files and all(file.is_file() for file in (*files, folder / "config.json")) and has_tokenizer(folder)
     return folder if whole else None
 
 

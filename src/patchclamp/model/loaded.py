@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchclamp.model.cache import FileStamp
@@ -35,9 +36,19 @@ class Loaded:
         shards: the sha256 of the lines `<sha256>  <name>`, sorted by name, which is what
         `sha256sum *.safetensors | sha256sum` prints. Computed on first use and remembered in the cache by
         path, size and modification time. Raises RunError if a file changed on disk since it was loaded.
+        Without files, the model was made in memory: the sha256 of its state dict, names and bytes.
         """
+        if not self.weights:
+            return self._hash_in_memory()
         stamps = sorted(self.weights, key=lambda stamp: stamp.path.name)
         sums = [(stamp.sha256(), stamp.path.name) for stamp in stamps]
         if len(sums) == 1:
             return sums[0][0]
         return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in sums).encode()).hexdigest()
+
+    def _hash_in_memory(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.hf.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

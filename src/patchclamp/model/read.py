@@ -87,7 +87,7 @@ def read_folder(folder: Path, options: Options) -> Pair:
     """Model (in eval mode) and tokenizer of a Hugging Face folder, after checking its files."""
     check_config(folder, options.trust_remote_code)
     check_weights(folder)
-    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+    if not has_tokenizer(folder):
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer.json or tokenizer.model); put the model's own there, "
             f"e.g. with tokenizer.save_pretrained({str(folder)!r})."
@@ -125,6 +125,11 @@ def _build_model(folder: Path, **keywords: Any) -> tuple[Any, dict[str, Any]]:
     """The model, and transformers' report of the parameters it did not find."""
     built: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **keywords)
     return built
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a vocabulary. Without one transformers makes up an empty tokenizer."""
+    return any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern))
 
 
 def weight_files(folder: Path) -> list[Path]:

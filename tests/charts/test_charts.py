@@ -1,0 +1,52 @@
+"""Every result draws: the chart is valid Vega-Lite and shows what the result says."""
+
+import pytest
+from tiny import tiny_model
+
+import patchclamp as pc
+
+IOI = {"clean": "w1 w2 w3 w4", "corrupted": "w1 w7 w3 w8", "answer": "w11", "distractor": "w12", "controls": 0}
+ASKED = {
+    "lens.logit": {"prompt": "w1 w2 w3", "watch": ["w4"], "controls": 0},
+    "circuits.patch": {**IOI, "sites": ("resid", "head")},
+    "circuits.knockout": {"prompt": "w1 w2 w3", "answer": "w4", "distractor": "w5"},
+    "neurons.ablate": {"sites": ["neuron.1.7", "neuron.1.8"], "ranked": True, "controls": 2},
+    "forward.capture": {"prompts": ["w1 w2", "w3"], "sites": ["resid.1", "neuron.0.3"]},
+    "forward.generate": {"prompts": ["w1 w2"], "max_new_tokens": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    path = tmp_path_factory.mktemp("charts") / "choice.csv"
+    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6, w7, w8\n")
+    return {name: pc.run(name, tiny_model("llama"), **fields, **({"prompts": str(path)} if "neurons" in name else {}))
+            for name, fields in ASKED.items()}
+
+
+def test_every_built_in_method_is_drawn_here():
+    assert set(ASKED) == {m.name for m in pc.methods().values() if m.function.__module__.startswith("patchclamp.")}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_it_renders_as_a_picture(records, name, tmp_path):
+    path = records[name].save(tmp_path / "chart.svg")
+    assert path.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_record_comes_back_from_json(records, name):
+    record = records[name]
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_table_has_rows(records, name):
+    assert len(records[name].table()) > 0
+
+
+def test_tokens_with_line_breaks_and_spaces_are_visible():
+    from patchclamp.charts.style import visible
+
+    assert visible(" a\n") == "␣a⏎"
+    assert visible("") == "∅"

@@ -1,0 +1,99 @@
+"""Ablation of neurons and heads, beside random ones: exactness, controls, and a neuron that matters."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import tiny_model
+
+import patchclamp as pc
+from patchclamp.errors import InputError, SiteError, SpecError
+
+WORDS = [("w1 w2 w3", " w4", " w5"), ("w6 w7 w8", " w9", " w10"), ("w11 w12 w13", " w14", " w15")]
+
+
+@pytest.fixture
+def choices(tmp_path):
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(dict(zip(("prompt", "answer", "distractor"), w, strict=True))) + "\n"
+                            for w in WORDS))
+    return str(path)
+
+
+def difference(model, prompt, answer, distractor, edits=()):
+    read = pc.Readout.logit_difference(answer.strip(), distractor.strip())
+    return float(model.execute(pc.Plan.of([(prompt, edits, [read])]), "single")[0][0])
+
+
+def test_the_effect_is_edited_minus_unedited(choices):
+    model = tiny_model("llama")
+    record = pc.ablate(model, sites=["neuron.1.7"], prompts=choices, controls=2)
+    change = [difference(model, *w, [pc.Edit.zero("neuron.1.7")]) - difference(model, *w) for w in WORDS]
+    assert record.result.groups[0].effect.logit_difference == pytest.approx(np.mean(change), abs=1e-5)
+
+
+def test_ranked_grows_the_group_one_site_at_a_time(choices):
+    sites = ["neuron.1.7", "neuron.2.3", "neuron.0.1"]
+    groups = pc.ablate(tiny_model("llama"), sites=sites, prompts=choices, ranked=True, controls=2).result.groups
+    assert [(g.k, g.sites) for g in groups] == [(1, sites[:1]), (2, sites[:2]), (3, sites)]
+
+
+def test_a_neuron_set_to_its_own_mean_of_one_text_is_unchanged_there(tmp_path, choices):
+    """The mean over a corpus leaves each text's first token out, so one two-token text has one value."""
+    model = tiny_model("llama")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("w20 w21\n")
+    value = model.run("w20 w21", read="neuron.1.7@last")
+    record = pc.ablate(model, sites=["neuron.1.7@last"], prompts=choices, how="mean", corpus=str(corpus), controls=2)
+    by_hand = [difference(model, *w, [pc.Edit.set("neuron.1.7@last", float(value))]) - difference(model, *w)
+               for w in WORDS]
+    assert record.result.groups[0].effect.logit_difference == pytest.approx(np.mean(by_hand), abs=1e-5)
+
+
+def test_resampling_takes_the_value_of_another_prompt(choices):
+    model = tiny_model("llama")
+    record = pc.ablate(model, sites=["head.1.2@last"], prompts=choices, how="resample", controls=2)
+    by_donor = [[difference(model, *w, [pc.Edit.swap("head.1.2@last", other[0])]) - difference(model, *w)
+                 for other in WORDS if other is not w] for w in WORDS]
+    possible = {round(a + b + c, 3) for a in by_donor[0] for b in by_donor[1] for c in by_donor[2]}
+    assert round(3 * record.result.groups[0].effect.logit_difference, 3) in possible
+
+
+def test_a_matched_control_needs_sites_of_one_kind(choices):
+    with pytest.raises(SpecError, match="mix"):
+        pc.ablate(tiny_model("llama"), sites=["neuron.1.7", "head.1.2"], prompts=choices)
+
+
+def test_a_missing_neuron_is_named_with_the_range(choices):
+    with pytest.raises(SiteError, match=r"48 neurons \(0 to 47\)"):
+        pc.ablate(tiny_model("llama"), sites=["neuron.1.48"], prompts=choices)
+
+
+def test_whole_blocks_are_not_single_units(choices):
+    with pytest.raises(SpecError, match="single units"):
+        pc.ablate(tiny_model("llama"), sites=["mlp.1"], prompts=choices)
+
+
+def test_an_answer_that_is_a_prefix_of_the_other_is_skipped_and_counted(tmp_path):
+    path = tmp_path / "c.jsonl"
+    rows = [*WORDS, ("w1 w2", " w3", " w3 w4")]
+    path.write_text("".join(json.dumps(dict(zip(("prompt", "answer", "distractor"), w, strict=True))) + "\n"
+                            for w in rows))
+    result = pc.ablate(tiny_model("llama"), sites=["neuron.1.7"], prompts=str(path), controls=2).result
+    assert (result.prompts, result.skipped) == (3, 1)
+
+
+def test_a_missing_file_is_an_input_error():
+    with pytest.raises(InputError, match="nowhere"):
+        pc.ablate(tiny_model("llama"), sites=["neuron.1.7"], prompts="nowhere.jsonl")
+
+
+@pytest.mark.weights
+def test_a_plural_neuron_of_smollm2_stands_out_from_random_ones(smollm2):
+    """Found by gradient × activation on other sentences; probabilities move, random neurons do nothing."""
+    record = pc.ablate(smollm2, sites=["neuron.19.1044@last"], prompts="example:agreement", controls=8)
+    effect = record.result.groups[0].effect.logit_difference
+    again = pc.ablate(smollm2, sites=["neuron.19.1044@last"], prompts="example:agreement", controls=8)
+    assert record.result == again.result
+    assert record.result.right == 1.0
+    assert record.verdict.effect.mean == pytest.approx(effect, abs=1e-6)
