@@ -1,15 +1,54 @@
-"""patchclamp: record, intervene, compare with a control, conclude."""
+"""patchclamp: record, intervene, compare with a control, conclude.
 
-from patchclamp.circuits.knockout import knockout
-from patchclamp.circuits.patch import patch
-from patchclamp.errors import InputError, PatchclampError, RunError
-from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
-from patchclamp.evidence.record import Record
-from patchclamp.evidence.store import Store, replay
-from patchclamp.evidence.verdict import Interval, Verdict, judge
-from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, load
-from patchclamp.lenses.logit import logit_lens
-from patchclamp.neurons.ablate import ablate
+The public names are imported on first use, so that `import patchclamp` and `patchclamp --version` cost nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchclamp.circuits.knockout import knockout
+    from patchclamp.circuits.patch import patch
+    from patchclamp.errors import InputError, PatchclampError, RunError
+    from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
+    from patchclamp.evidence.record import Record
+    from patchclamp.evidence.store import Store, replay
+    from patchclamp.evidence.verdict import Interval, Verdict, judge
+    from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, load
+    from patchclamp.lenses.logit import logit_lens
+    from patchclamp.neurons.ablate import ablate
+
+_HOME = {
+    "Capture": "forward",
+    "Edit": "forward",
+    "Generated": "forward",
+    "InputError": "errors",
+    "Interval": "evidence.verdict",
+    "Method": "evidence.method",
+    "Model": "forward",
+    "PatchclampError": "errors",
+    "Plan": "forward",
+    "Readout": "forward",
+    "Record": "evidence.record",
+    "Result": "evidence.method",
+    "Row": "forward",
+    "RunError": "errors",
+    "Site": "forward",
+    "Spec": "evidence.method",
+    "Store": "evidence.store",
+    "Verdict": "evidence.verdict",
+    "ablate": "neurons.ablate",
+    "get_method": "evidence.method",
+    "judge": "evidence.verdict",
+    "knockout": "circuits.knockout",
+    "load": "forward",
+    "logit_lens": "lenses.logit",
+    "method": "evidence.method",
+    "methods": "evidence.method",
+    "patch": "circuits.patch",
+    "replay": "evidence.store",
+    "run": "evidence.method",
+}
 
 __all__ = [
     "Capture",
@@ -42,3 +81,15 @@ __all__ = [
     "replay",
     "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"patchclamp has no {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(import_module(f"patchclamp.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

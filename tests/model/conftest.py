@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 from tiny import tiny, tiny_tokenizer
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+from tokenizers import pre_tokenizers
 
 WIDTH, HEADS, NEURONS = 32, 4, 48
 
@@ -29,7 +29,7 @@ def folder(tmp_path) -> Path:
 
 def write_gguf(path: Path, rules: str = "gpt-2") -> Path:
     """A tiny Llama as GGUF: byte-level tokenizer, a merge for two line breaks, splitting rules by name."""
-    byte_tokens = list(bytes_to_unicode().values())
+    byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*byte_tokens, "ĊĊ", "<s>", "</s>"]
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     writer = gguf.GGUFWriter(path, "llama")

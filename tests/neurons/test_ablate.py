@@ -8,6 +8,7 @@ from tiny import tiny_model
 
 import patchclamp as pc
 from patchclamp.errors import InputError, SiteError, SpecError
+from patchclamp.tasks import ChoiceRow, read_rows
 
 WORDS = [("w1 w2 w3", " w4", " w5"), ("w6 w7 w8", " w9", " w10"), ("w11 w12 w13", " w14", " w15")]
 
@@ -89,11 +90,12 @@ def test_a_missing_file_is_an_input_error():
 
 
 @pytest.mark.weights
-def test_a_plural_neuron_of_smollm2_stands_out_from_random_ones(smollm2):
-    """Found by gradient × activation on other sentences; probabilities move, random neurons do nothing."""
-    record = pc.ablate(smollm2, sites=["neuron.19.1044@last"], prompts="example:agreement", controls=8)
-    effect = record.result.groups[0].effect.logit_difference
-    again = pc.ablate(smollm2, sites=["neuron.19.1044@last"], prompts="example:agreement", controls=8)
-    assert record.result == again.result
+def test_a_plural_neuron_of_smollm2_stands_out_from_random_ones(smollm2, tmp_path):
+    """After "these" and "those" it carries part of the plural; random neurons of its block do next to nothing."""
+    rows = [row for row in read_rows("example:agreement", ChoiceRow) if row.number == "plural"]
+    path = tmp_path / "plural.jsonl"
+    path.write_text("".join(row.model_dump_json() + "\n" for row in rows))
+    record = pc.ablate(smollm2, sites=["neuron.19.1044@last"], prompts=str(path), controls=8)
+    assert record.verdict.outcome == "supported"
+    assert record.verdict.effect.high < record.verdict.control.low
     assert record.result.right == 1.0
-    assert record.verdict.effect.mean == pytest.approx(effect, abs=1e-6)

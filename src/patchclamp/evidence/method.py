@@ -142,7 +142,14 @@ def methods() -> dict[str, Method]:
     for module in BUILT_IN:
         import_module(module)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise SpecError(
+                f"the methods of the installed package {package} cannot be loaded ({type(error).__name__}: {error}); "
+                "repair it or uninstall it"
+            ) from error
     return dict(sorted(_registry.items()))
 
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ class Provenance(BaseModel):
 
 def provenance_of(model: Model, *, seed: int, duration: float) -> Provenance:
     """The provenance of a run of `model` that ends now and took `duration` seconds."""
+    import torch
+
     return Provenance(
         model=model.ref,
         name=model.name,

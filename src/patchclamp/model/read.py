@@ -74,7 +74,7 @@ def explained(what: str, remedy: str = "") -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunError(f"{what}: out of memory; choose a smaller dtype, another device or model.") from error
     except Exception as error:
-        raise ModelError(" ".join([f"{what}: {gist(error)}", remedy]).strip()) from error
+        raise ModelError(f"{what}: {gist(error).rstrip('.')}. {remedy}".rstrip()) from error
 
 
 def gist(error: BaseException, limit: int = 300) -> str:
@@ -112,11 +112,11 @@ def read_gguf(path: Path, options: Options) -> Pair:
     remedy = "The file may be damaged, or of an architecture that transformers does not read from GGUF."
     with quiet(), explained(f"Cannot read {path}", remedy):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        repair(tokenizer, path, config.model_type)
         hf, report = _build_model(
             path.parent, gguf_file=path.name, config=config, **dense, **options.keywords()
         )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        repair(tokenizer, path, config.model_type)
     check_complete(path, report)
     return hf.eval(), tokenizer
 
