@@ -25,7 +25,8 @@ CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "opt": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48,
                                 max_position_embeddings=128, word_embed_proj_dim=32, **IDS),
     "opt-projected": lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-                                          ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16, **IDS),
+                                          ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16,
+                                          activation_function="gelu", **IDS),
     "bloom": lambda: tf.BloomConfig(vocab_size=101, hidden_size=32, n_layer=3, n_head=4, **IDS),
     "falcon": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **IDS),
     "falcon-new": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
@@ -116,7 +117,11 @@ def wrap(hf: tf.PreTrainedModel, name: str):
 def tiny_model(name: str, attention: str | None = None, double: bool = False):
     """The same tiny model, wrapped; `double`: a copy in float64."""
     hf = tiny(name, attention)
-    return wrap(copy.deepcopy(hf).double() if double else hf, name)
+    if not double:
+        return wrap(hf, name)
+    hf = copy.deepcopy(hf).double()
+    hf.config._experts_implementation = "eager"  # torch's grouped matrix product knows no float64
+    return wrap(hf, name)
 
 
 def ids(n: int, seed: int = 0) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Small models on disk: a Hugging Face folder and a GGUF file, made in a moment and random."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -14,7 +15,8 @@ WIDTH, HEADS, NEURONS = 32, 4, 48
 @pytest.fixture(autouse=True)
 def own_hash_cache(request, tmp_path_factory, monkeypatch):
     """Tests leave no checksums of their files in the user's cache; tests of real weights use that cache."""
-    if "weights" not in request.keywords:
+    real = "weights" in request.keywords or {"smollm2", "gemma"} & set(request.fixturenames)
+    if not real:
         monkeypatch.setenv("PATCHCLAMP_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -27,7 +29,7 @@ def folder(tmp_path) -> Path:
     return made
 
 
-def write_gguf(path: Path, rules: str = "gpt-2") -> Path:
+def write_gguf(path: Path, rules: str) -> Path:
     """A tiny Llama as GGUF: byte-level tokenizer, a merge for two line breaks, splitting rules by name."""
     byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*byte_tokens, "ĊĊ", "<s>", "</s>"]
@@ -66,6 +68,12 @@ def write_gguf(path: Path, rules: str = "gpt-2") -> Path:
 
 
 @pytest.fixture
-def gguf_file(tmp_path) -> Path:
+def make_gguf(tmp_path) -> Callable[[str], Path]:
+    """Makes the tiny GGUF file; its argument names the splitting rules of its tokenizer."""
+    return lambda rules: write_gguf(tmp_path / "tiny.gguf", rules)
+
+
+@pytest.fixture
+def gguf_file(make_gguf) -> Path:
     """The tiny GGUF file with GPT-2's splitting rules."""
-    return write_gguf(tmp_path / "tiny.gguf")
+    return make_gguf("gpt-2")

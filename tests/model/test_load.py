@@ -1,5 +1,6 @@
 """Loading by name: what a ref may be, what is refused, and what identifies the weights."""
 
+import copy
 import hashlib
 import time
 from pathlib import Path
@@ -71,8 +72,7 @@ def test_a_revision_belongs_to_a_hub_id_only(folder):
 
 
 def test_the_dtype_is_float32_unless_asked_otherwise(folder):
-    tiny("llama").to(torch.float32).half().save_pretrained(folder)
-    tiny("llama").float()
+    copy.deepcopy(tiny("llama")).half().save_pretrained(folder)
     assert load_weights(folder).hf.dtype == torch.float32
     assert load_weights(folder, dtype="auto").hf.dtype == torch.float16
     assert load_weights(folder, dtype=torch.bfloat16).hf.dtype == torch.bfloat16

@@ -38,7 +38,7 @@ def test_a_folder_with_a_gguf_file_points_to_it(tmp_path, gguf_file):
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": 3}', "{}", ""])
 def test_a_broken_config_is_an_error_of_the_folder(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(ModelError, match="config.json"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         read_folder(folder, PLAIN)
 
 
@@ -118,7 +118,7 @@ def test_what_is_no_causal_language_model_is_unsupported(folder, config, reason)
 
 def test_an_unknown_model_type_is_unsupported(folder):
     change_config(folder, model_type="llama99")
-    with pytest.raises(UnsupportedModel, match="model_type 'llama99', which transformers .* does not know"):
+    with pytest.raises(UnsupportedModel, match=r"model_type 'llama99', which transformers .* does not know"):
         read_folder(folder, PLAIN)
 
 

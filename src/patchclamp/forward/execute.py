@@ -20,7 +20,7 @@ Track = Callable[[Iterable[T], str, int | None], Iterator[T]]
 
 TOKENS_PER_BATCH = 4096
 """Enough to keep two cores busy; more only needs memory."""
-PASS_COST = 48
+PASS_COST = 32
 """What starting another pass costs, in tokens: the weights are read from memory once more."""
 
 
@@ -46,7 +46,9 @@ def execute(
     anatomy: Anatomy, jobs: list[Job], mode: Mode, say: Callable[[int], str], track: Track | None = None
 ) -> None:
     """Run every job; its readouts' values are put in `job.results`. Raises RunError when memory runs out."""
-    batches = list(_fast_batches(anatomy, jobs) if mode == "fast" else _plain_batches(jobs, mode))
+    shared = _Shared(jobs) if mode != "single" else None
+    todo = shared.todo if shared else jobs
+    batches = list(_fast_batches(anatomy, todo) if mode == "fast" else _plain_batches(todo, mode))
     prefixes = _Prefixes(anatomy, batches)
     steps = track(batches, "running", len(batches)) if track and len(batches) > 1 else batches
     for layout in steps:
@@ -54,6 +56,29 @@ def execute(
             _run(anatomy, layout, prefixes, say)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise RunError("the run does not fit in memory: give fewer or shorter prompts at once") from error
+    if shared:
+        shared.hand_out()
+
+
+class _Shared:
+    """Unedited jobs on the same prompt are one run with all their readouts."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        clean: dict[tuple, list[Job]] = defaultdict(list)
+        for job in jobs:
+            if not job.edits:
+                clean[job.encoded.ids].append(job)
+        self.several = [same for same in clean.values() if len(same) > 1]
+        self.merged = [Job(same[0].encoded, [], [r for j in same for r in j.reads]) for same in self.several]
+        double = {id(j) for same in self.several for j in same}
+        self.todo = [j for j in jobs if id(j) not in double] + self.merged
+
+    def hand_out(self) -> None:
+        """Give each job its own readouts' values."""
+        for merged, same in zip(self.merged, self.several, strict=True):
+            values = iter(merged.results)
+            for job in same:
+                job.results = [next(values) for _ in job.reads]
 
 
 @torch.no_grad()
@@ -151,8 +176,6 @@ def _groups(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Group]:
         edited = [j for j in same if j.edits]
         if not edited:
             yield Group(clean[0], [], 0)
-            for extra in clean[1:]:
-                yield Group(extra, [], 0)
         elif len(edited) == 1 and not clean and not edited[0].needs_clean:
             yield Group(edited[0], [], 0)
         else:

