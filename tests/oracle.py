@@ -29,10 +29,17 @@ PARTS = {
     "gptj": Parts("transformer.h", "attn", "attn.out_proj", "mlp", "mlp.fc_out", "attn"),
     "gpt_neox": Parts("gpt_neox.layers", "attention", "attention.dense", "mlp", "mlp.dense_4h_to_h", "attention"),
     "opt": Parts("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", "fc2"),
-    "bloom": Parts("transformer.h", "self_attention.dense", "self_attention.dense", "mlp.dense_4h_to_h",
-                   "mlp.dense_4h_to_h", "self_attention"),
-    "falcon": Parts("transformer.h", "self_attention", "self_attention.dense", "mlp", "mlp.dense_4h_to_h",
-                    "self_attention"),
+    "bloom": Parts(
+        "transformer.h",
+        "self_attention.dense",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        "mlp.dense_4h_to_h",
+        "self_attention",
+    ),
+    "falcon": Parts(
+        "transformer.h", "self_attention", "self_attention.dense", "mlp", "mlp.dense_4h_to_h", "self_attention"
+    ),
     "mpt": Parts("transformer.blocks", "attn", "attn.out_proj", "ffn.down_proj", "ffn.down_proj", "attn"),
     "phi": Parts(out_proj="self_attn.dense", down_proj="mlp.fc2"),
     "gemma2": SANDWICH,
@@ -93,8 +100,11 @@ def hooked(module: nn.Module, side: str, fn: Callable[[Tensor], Tensor | None]) 
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    handle = (module.register_forward_pre_hook(before, with_kwargs=True) if side == "in"
-              else module.register_forward_hook(after))
+    handle = (
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        if side == "in"
+        else module.register_forward_hook(after)
+    )
     try:
         yield
     finally:

@@ -54,10 +54,16 @@ def test_alias_between_attention_and_mlp(name):
 
 @every
 def test_several_position_capture_shape(name):
-    """A position keeps its place: [B,T,…] for several tokens, also for one-token slices; [B,…] only where one is meant."""
+    """A position keeps its place: [B,T,…] for several tokens and one-token slices, [B,…] where one is meant."""
     model = tiny_model(name)
     whole = model.capture([PROMPT], ["resid.1"])["resid.1"]
-    for positions, index in (("1:4", slice(1, 4)), ("2:3", slice(2, 3)), ("::3", slice(None, None, 3)), ("2", 2), ("last", -1)):
+    for positions, index in (
+        ("1:4", slice(1, 4)),
+        ("2:3", slice(2, 3)),
+        ("::3", slice(None, None, 3)),
+        ("2", 2),
+        ("last", -1),
+    ):
         got = model.capture([PROMPT], [f"resid.1@{positions}"])[f"resid.1@{positions}"]
         assert torch.equal(got, whole[:, index])
     heads = model.capture([PROMPT], ["head.1@1:4", "head.1.2@1:4"])
@@ -102,7 +108,9 @@ def test_softcap_ignored(name):
     """Softcap, logit scale and divisor are in every readout, also in those that unembed two tokens only."""
     model = tiny_model(name)
     want = logits(model.hf, PROMPT)[-1]
-    all_of, some, difference = model.run(PROMPT, read=[Readout.logits(), Readout.logit(5, 50), Readout.logit_difference(5, 50)])
+    all_of, some, difference = model.run(
+        PROMPT, read=[Readout.logits(), Readout.logit(5, 50), Readout.logit_difference(5, 50)]
+    )
     torch.testing.assert_close(all_of, want, **CLOSE)
     torch.testing.assert_close(some, want[[5, 50]], **CLOSE)
     torch.testing.assert_close(difference, want[5] - want[50], **CLOSE)
@@ -126,7 +134,9 @@ def test_bos_doubled():
 
     model = copy.copy(tiny_model("llama"))
     model.tokenizer = copy.deepcopy(model.tokenizer)
-    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     assert model.encode("<s> w1 w2").ids == model.encode("w1 w2").ids == (1, 5, 6)
     assert torch.equal(model.run("<s> w1 w2"), model.run("w1 w2"))
 
@@ -136,10 +146,16 @@ def test_kv_cache_steering_no_op(name, monkeypatch):
     """A steering vector at position 0 of each cached call would touch the prompt only: the answer must be steered."""
     model = tiny_model(name)
     monkeypatch.setattr(model.hf.generation_config, "eos_token_id", None)
-    strength = 30.0 if name == "bloom" else 5.0
+    strength = 30.0  # large beside every family's stream, so that some token changes
     edit = Edit.add("resid.1@response", V, strength, "raw")
-    want = greedy(model.hf, PROMPT, 5, lambda start, total: [
-        Change("resid", 1, lambda x: x + strength * V, range(start, total))] if total > start else [])
+    want = greedy(
+        model.hf,
+        PROMPT,
+        5,
+        lambda start, total: (
+            [Change("resid", 1, lambda x: x + strength * V, range(start, total))] if total > start else []
+        ),
+    )
     got = model.generate(PROMPT, [edit], 5).tokens
     assert got == tuple(want)
     assert got != model.generate(PROMPT, max_new_tokens=5).tokens
@@ -181,7 +197,8 @@ def test_bf16_rank_ties(name):
     assert sorted(ranks.tolist()) == list(range(101))
     order = sorted(range(101), key=lambda t: (-float(values[t]), t))
     assert [int(ranks[t]) for t in order] == list(range(101))
-    assert top[0].probability == max(t.probability for t in top)
+    assert [t.id for t in top] == order
+    assert [t.id for t in model.run(PROMPT, read=Readout.top(5))] == order[:5]
 
 
 @every
@@ -194,5 +211,7 @@ def test_off_by_one_layer(name):
         assert torch.equal(pre, capture(model.hf, PROMPT, "resid_pre", layer))
         torch.testing.assert_close(post, pre, **CLOSE)
     last = model.n_layers - 1
-    with pytest.raises(SiteError, match=rf"has {last + 1} blocks \(0 to {last}\); resid.{last + 1} names block {last + 1}"):
+    with pytest.raises(
+        SiteError, match=rf"has {last + 1} blocks \(0 to {last}\); resid.{last + 1} names block {last + 1}"
+    ):
         model.capture([PROMPT], [f"resid.{last + 1}"])

@@ -28,7 +28,8 @@ CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
                                           ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=16,
                                           activation_function="gelu", **IDS),
     "bloom": lambda: tf.BloomConfig(vocab_size=101, hidden_size=32, n_layer=3, n_head=4, **IDS),
-    "falcon": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, **IDS),
+    "falcon": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                      **IDS),
     "falcon-new": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
                                           num_kv_heads=2, new_decoder_architecture=True, **IDS),
     "falcon-rw": lambda: tf.FalconConfig(vocab_size=101, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
@@ -77,16 +78,17 @@ EAGER_ONLY = ("gpt_neo", "gptj", "bloom", "mpt", "gemma2")
 """Configurations that transformers runs with its eager attention only."""
 OWN_ATTENTION = ("gpt_neo", "gptj", "bloom", "falcon", "falcon-new", "falcon-rw", "mpt")
 """Configurations whose attention does not go through transformers' attention interface."""
-SPREAD = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt-projected", "bloom", "falcon-new", "mpt", "llama-wide-heads", "mistral",
-          "qwen2_moe", "gemma2", "gemma3", "olmo2", "granite", "cohere")
+SPREAD = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt-projected", "bloom", "falcon-new", "mpt", "llama-wide-heads",
+          "mistral", "qwen2_moe", "gemma2", "gemma3", "olmo2", "granite", "cohere")
 """One configuration for every distinct anatomy, for tests too slow to run on all."""
 
 
 def supports(name: str, point: str) -> bool:
     """Whether a tiny model has a point in every block."""
     if point == "resid_mid":
-        return name not in ("gptj", "gpt_neox", "falcon", "falcon-new", "phi", "phi-qk-norm", "stablelm-parallel", "cohere")
-    gated = not name.startswith(("gpt", "opt", "bloom", "falcon", "mpt", "phi-", "phi")) or name == "phi3"
+        return name not in ("gptj", "gpt_neox", "falcon", "falcon-new", "phi", "phi-qk-norm", "stablelm-parallel",
+                            "cohere")
+    gated = not name.startswith(("gpt", "opt", "bloom", "falcon", "mpt", "phi")) or name == "phi3"
     if point in ("neuron", "gate"):
         return name not in ("mixtral", "qwen2_moe") and (point == "neuron" or gated)
     return True

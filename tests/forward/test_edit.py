@@ -16,7 +16,9 @@ vectors = st.lists(numbers, min_size=1, max_size=5)
 directions = vectors.filter(any)
 sites = st.sampled_from(["resid.1", "mlp.0@last", "head.1.2@1:3", "neuron.3.7@-1", 'attn.2@"a \\\\ b"', "q.0@prompt"])
 messages = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": st.text()})
-prompts = st.one_of(st.text(), st.lists(st.integers(0, 99), min_size=1, max_size=4), st.lists(messages, min_size=1, max_size=2))
+prompts = st.one_of(
+    st.text(), st.lists(st.integers(0, 99), min_size=1, max_size=4), st.lists(messages, min_size=1, max_size=2)
+)
 edits = st.one_of(
     st.builds(Edit.zero, sites),
     st.builds(Edit.mean, sites, st.lists(st.text(), max_size=2)),
@@ -31,13 +33,20 @@ edits = st.one_of(
 tokens = st.one_of(st.integers(0, 99), st.text(min_size=1))
 at = st.sampled_from(["last", "0", "-2", '"word"'])
 readouts = st.one_of(
-    st.builds(Readout.logits, at), st.builds(Readout.kl, at), st.builds(Readout.loss, st.sampled_from(["all", "1:"])),
-    st.builds(Readout.top, st.integers(1, 50), at), st.builds(Readout.value, sites),
-    st.builds(Readout.logit_difference, tokens, tokens, at), st.builds(lambda t, a: Readout.rank(*t, at=a),
-                                                                      st.lists(tokens, min_size=1, max_size=3), at),
+    st.builds(Readout.logits, at),
+    st.builds(Readout.kl, at),
+    st.builds(Readout.loss, st.sampled_from(["all", "1:"])),
+    st.builds(Readout.top, st.integers(1, 50), at),
+    st.builds(Readout.value, sites),
+    st.builds(Readout.logit_difference, tokens, tokens, at),
+    st.builds(lambda t, a: Readout.rank(*t, at=a), st.lists(tokens, min_size=1, max_size=3), at),
 )
-rows = st.builds(lambda p, e, r: Row(prompt=p, edits=e, reads=r), prompts, st.lists(edits, max_size=2),
-                 st.lists(readouts, max_size=2))
+rows = st.builds(
+    lambda p, e, r: Row(prompt=p, edits=e, reads=r),
+    prompts,
+    st.lists(edits, max_size=2),
+    st.lists(readouts, max_size=2),
+)
 
 
 @given(edits)
@@ -96,7 +105,13 @@ def test_an_edit_cannot_be_changed():
 @given(st.text(max_size=20))
 def test_bad_site_text_never_raises_anything_but_input_errors(text):
     """Whatever is typed."""
-    for make in (Edit.zero, Readout.value, Edit.block, lambda t: Readout.logits(at=t), lambda t: Edit.block("pattern.0", t)):
+    for make in (
+        Edit.zero,
+        Readout.value,
+        Edit.block,
+        lambda t: Readout.logits(at=t),
+        lambda t: Edit.block("pattern.0", t),
+    ):
         try:
             made = make(text)
         except InputError as error:
@@ -106,11 +121,17 @@ def test_bad_site_text_never_raises_anything_but_input_errors(text):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e39])
-@pytest.mark.parametrize("make", [
-    lambda x: Edit.set("resid.1", [1.0, x]), lambda x: Edit.set("resid.1", x), lambda x: Edit.scale("resid.1", x),
-    lambda x: Edit.add("resid.1", [x, 1.0]), lambda x: Edit.project_out("resid.1", [1.0, x]),
-    lambda x: Edit.clamp("resid.1", [1.0], x),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Edit.set("resid.1", [1.0, x]),
+        lambda x: Edit.set("resid.1", x),
+        lambda x: Edit.scale("resid.1", x),
+        lambda x: Edit.add("resid.1", [x, 1.0]),
+        lambda x: Edit.project_out("resid.1", [1.0, x]),
+        lambda x: Edit.clamp("resid.1", [1.0], x),
+    ],
+)
 def test_values_must_be_finite(make, bad):
     """1e39 is finite in Python and infinite in float32."""
     with pytest.raises(EditError, match="not finite: entry"):
@@ -124,40 +145,46 @@ def test_strength_must_be_finite(bad):
         Edit.add("resid.1", [1.0], bad)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: Edit.project_out("resid.1", [0.0, 0.0]), "all zeros, so it points nowhere"),
-    (lambda: Edit.clamp("resid.1", [0.0], 1.0), "all zeros"),
-    (lambda: Edit.add("resid.1", [[1.0], [2.0]]), r"a direction is one vector, not shape \[2, 1\]"),
-    (lambda: Edit.scale("resid.1", [1.0, 2.0]), r"scale takes one number, not shape \[2\]"),
-    (lambda: Edit.set("resid.1", []), "empty list"),
-    (lambda: Edit.set("resid.1", "much"), "expected numbers, got str"),
-    (lambda: Edit.set("resid.1", [[1.0], [1.0, 2.0]]), "expected numbers"),
-    (lambda: Edit(op="set", site="resid.1"), "set at resid.1 needs value"),
-    (lambda: Edit(op="clamp", site="resid.1", value=1.0), "clamp at resid.1 needs direction"),
-    (lambda: Edit(op="zero", site="resid.1", value=1.0), "zero at resid.1 takes no value"),
-    (lambda: Edit(op="zero", site="resid.1", strength=2.0), "takes no strength"),
-    (lambda: Edit(op="zero", site="resid.1", keys="0"), "keys and renormalize belong to pattern"),
-    (lambda: Edit.zero("logits"), "can be read but not edited: change the residual stream"),
-    (lambda: Edit.zero("head_out.1.2"), r"edit head\.L\.h"),
-    (lambda: Edit.add("pattern.1", [1.0]), "add is not defined on attention weights"),
-    (lambda: Edit(op="double", site="resid.1"), "'zero', 'mean', 'set'"),
-    (lambda: Edit(op="zero", site="resid.1", fctor=2), "Extra inputs"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Edit.project_out("resid.1", [0.0, 0.0]), "all zeros, so it points nowhere"),
+        (lambda: Edit.clamp("resid.1", [0.0], 1.0), "all zeros"),
+        (lambda: Edit.add("resid.1", [[1.0], [2.0]]), r"a direction is one vector, not shape \[2, 1\]"),
+        (lambda: Edit.scale("resid.1", [1.0, 2.0]), r"scale takes one number, not shape \[2\]"),
+        (lambda: Edit.set("resid.1", []), "empty list"),
+        (lambda: Edit.set("resid.1", "much"), "expected numbers, got str"),
+        (lambda: Edit.set("resid.1", [[1.0], [1.0, 2.0]]), "expected numbers"),
+        (lambda: Edit(op="set", site="resid.1"), "set at resid.1 needs value"),
+        (lambda: Edit(op="clamp", site="resid.1", value=1.0), "clamp at resid.1 needs direction"),
+        (lambda: Edit(op="zero", site="resid.1", value=1.0), "zero at resid.1 takes no value"),
+        (lambda: Edit(op="zero", site="resid.1", strength=2.0), "takes no strength"),
+        (lambda: Edit(op="zero", site="resid.1", keys="0"), "keys and renormalize belong to pattern"),
+        (lambda: Edit.zero("logits"), "can be read but not edited: change the residual stream"),
+        (lambda: Edit.zero("head_out.1.2"), r"edit head\.L\.h"),
+        (lambda: Edit.add("pattern.1", [1.0]), "add is not defined on attention weights"),
+        (lambda: Edit(op="double", site="resid.1"), "'zero', 'mean', 'set'"),
+        (lambda: Edit(op="zero", site="resid.1", fctor=2), "Extra inputs"),
+    ],
+)
 def test_a_malformed_edit_says_why(make, message):
     """Through the class methods EditError; through the constructor pydantic's error with the same sentence."""
     with pytest.raises((EditError, ValueError), match=message):
         make()
 
 
-@pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: Readout.logits(at="all"), SpecError, "logits is measured at one position, not at @all"),
-    (lambda: Readout.logits(at="1:3"), SpecError, "one position"),
-    (lambda: Readout.logits(at="first"), SiteError, "names no positions"),
-    (lambda: Readout.logit(), SpecError, "logit takes 1 token, got 0"),
-    (lambda: Readout.top(0), SpecError, "k of at least 1"),
-    (lambda: Readout.value("mlp"), SiteError, "needs a layer"),
-    (lambda: Edit.block("attn.3"), SiteError, r"attention is blocked at pattern\.L"),
-])
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Readout.logits(at="all"), SpecError, "logits is measured at one position, not at @all"),
+        (lambda: Readout.logits(at="1:3"), SpecError, "one position"),
+        (lambda: Readout.logits(at="first"), SiteError, "names no positions"),
+        (lambda: Readout.logit(), SpecError, "logit takes 1 token, got 0"),
+        (lambda: Readout.top(0), SpecError, "k of at least 1"),
+        (lambda: Readout.value("mlp"), SiteError, "needs a layer"),
+        (lambda: Edit.block("attn.3"), SiteError, r"attention is blocked at pattern\.L"),
+    ],
+)
 def test_a_malformed_readout_says_why(make, error, message):
     """Before any model has run."""
     with pytest.raises(error, match=message):

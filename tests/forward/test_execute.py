@@ -82,6 +82,7 @@ def test_heads_and_neurons_equal_brute_force_in_every_mode(name):
             x = x.clone()
             x[:, columns] = 0
             return x
+
         return fn
 
     cases = [(Edit.zero(f"head.1.{model.n_heads - 1}"), Change("head", 1, zero(last_head)))]
@@ -97,18 +98,39 @@ def test_heads_and_neurons_equal_brute_force_in_every_mode(name):
 def test_modes_agree_on_padded_prompts_and_prefix_caches(name, prefixes):
     """Prompts of several lengths, edits in every block at late tokens, all kinds of readout: no mode differs."""
     model = tiny_model(name)
-    reads = [Readout.logits(), Readout.kl(), Readout.logit_difference(5, 6), Readout.value("resid.1@last"),
-             Readout.value("attn.0@-2"), Readout.value("mlp.2@last"), Readout.log_probability(7), Readout.value("q.1.0@-1")]
+    reads = [
+        Readout.logits(),
+        Readout.kl(),
+        Readout.logit_difference(5, 6),
+        Readout.value("resid.1@last"),
+        Readout.value("attn.0@-2"),
+        Readout.value("mlp.2@last"),
+        Readout.log_probability(7),
+        Readout.value("q.1.0@-1"),
+    ]
     rows = [(ids(5), [], reads)]
     for seed, n in enumerate((9, 6, 12)):
         rows.append((ids(n, seed), [], reads))
         for layer in range(model.n_layers):
-            rows += [(ids(n, seed), [edit], reads) for edit in (
-                Edit.add(f"resid.{layer}@last", V, 1.0, "raw"), Edit.zero(f"attn.{layer}@-2:"),
-                Edit.scale(f"mlp.{layer}@-1", 2.0), Edit.zero(f"head.{layer}.1@last"), Edit.set(f"k.{layer}@-2", 0.5),
-                Edit.zero(f"v.{layer}.0@-2:"), Edit.scale(f"q.{layer}@last", 0.0))]
+            rows += [
+                (ids(n, seed), [edit], reads)
+                for edit in (
+                    Edit.add(f"resid.{layer}@last", V, 1.0, "raw"),
+                    Edit.zero(f"attn.{layer}@-2:"),
+                    Edit.scale(f"mlp.{layer}@-1", 2.0),
+                    Edit.zero(f"head.{layer}.1@last"),
+                    Edit.set(f"k.{layer}@-2", 0.5),
+                    Edit.zero(f"v.{layer}.0@-2:"),
+                    Edit.scale(f"q.{layer}@last", 0.0),
+                )
+            ]
     single, batch, fast = (model.execute(Plan.of(rows), mode) for mode in MODES)
-    if name not in ("bloom", "falcon", "falcon-new", "falcon-rw"):  # their bias is built per row: rows cannot join late
+    if name not in (
+        "bloom",
+        "falcon",
+        "falcon-new",
+        "falcon-rw",
+    ):  # their bias is built per row: rows cannot join late
         assert any(prefixes), "no prefix was cached, so this test would show nothing"
     for one, two, three in zip(single, batch, fast, strict=True):
         for a, b, c in zip(one, two, three, strict=True):
@@ -136,7 +158,9 @@ def test_edits_of_one_row_apply_in_the_order_given(name):
     model, prompt = tiny_model(name), ids(6)
     double, add = Edit.scale("resid.0@2", 2.0), Edit.add("resid.0@2", V, 1.0, "raw")
     for mode in MODES:
-        one, two = model.execute(Plan.of([(prompt, [double, add], ["logits"]), (prompt, [add, double], ["logits"])]), mode)
+        one, two = model.execute(
+            Plan.of([(prompt, [double, add], ["logits"]), (prompt, [add, double], ["logits"])]), mode
+        )
         close(one[0], logits(model.hf, prompt, [Change("resid", 0, lambda x: 2 * x + V, [2])]))
         close(two[0], logits(model.hf, prompt, [Change("resid", 0, lambda x: 2 * (x + V), [2])]))
 
@@ -146,8 +170,11 @@ def test_edits_in_several_blocks_act_together(name):
     """Each block's edit meets what the earlier ones made of the stream."""
     model, prompt = tiny_model(name), ids(6)
     edits = [Edit.zero("attn.2@last"), Edit.add("resid.0@1", V, 1.0, "raw"), Edit.scale("mlp.1@3", 3.0)]
-    changes = [Change("attn", 2, torch.zeros_like, [5]), Change("resid", 0, lambda x: x + V, [1]),
-               Change("mlp", 1, lambda x: 3 * x, [3])]
+    changes = [
+        Change("attn", 2, torch.zeros_like, [5]),
+        Change("resid", 0, lambda x: x + V, [1]),
+        Change("mlp", 1, lambda x: 3 * x, [3]),
+    ]
     want = logits(model.hf, prompt, changes)
     for mode in MODES:
         close(model.run(prompt, edits, "logits", mode), want)
@@ -238,8 +265,12 @@ def test_capture_is_hugging_faces_own_hidden_states_bit_for_bit(name, attention)
 def test_reading_every_site_at_once_changes_no_value(name):
     """Sites share modules and memory; each value must be what it is when read alone, to the bit."""
     model, prompt = tiny_model(name), ids(7)
-    sites = [f"{p}.{i}" for p in ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "neuron", "gate")
-             for i in range(model.n_layers) if supports(name, p)]
+    sites = [
+        f"{p}.{i}"
+        for p in ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "neuron", "gate")
+        for i in range(model.n_layers)
+        if supports(name, p)
+    ]
     together = model.capture([prompt], sites)
     for site in sites:
         assert torch.equal(together[site], model.capture([prompt], [site])[site]), site
@@ -316,9 +347,15 @@ def test_pattern_edits_agree_between_modes_under_padding_and_prefix(name, prefix
     """Queries and keys are counted in the prompt's own tokens, wherever padding and cache put them."""
     model = tiny_model(name)
     reads = [Readout.logits(), "pattern.2.1@last"]
-    rows = [(ids(n, n), [edit], reads) for n in (9, 14)
-            for edit in (Edit.block("pattern.1@last", keys="-3:-1"), Edit.block("pattern.2.0@-2:", keys="-2"),
-                         Edit(op="scale", site="pattern.0@last", value=0.5))]
+    rows = [
+        (ids(n, n), [edit], reads)
+        for n in (9, 14)
+        for edit in (
+            Edit.block("pattern.1@last", keys="-3:-1"),
+            Edit.block("pattern.2.0@-2:", keys="-2"),
+            Edit(op="scale", site="pattern.0@last", value=0.5),
+        )
+    ]
     single, batch, fast = (model.execute(Plan.of(rows), mode) for mode in MODES)
     assert any(prefixes)
     for one, two, three in zip(single, batch, fast, strict=True):
@@ -347,11 +384,29 @@ def test_readouts_are_functions_of_the_logits(name):
     full = logits(model.hf, prompt)
     log_p = full.log_softmax(-1)
     at = full[-1]
-    got = model.run(prompt, [], [
-        Readout.logits(), Readout.logit(5, 50), Readout.logit_difference(5, 50), Readout.probability(5),
-        Readout.log_probability(5, at="2"), Readout.rank(50), Readout.loss(), Readout.top(3)])
-    wanted = [at, at[[5, 50]], at[5] - at[50], at.softmax(-1)[[5]], log_p[2, [5]], (at > at[50]).sum()[None],
-              -log_p[torch.arange(5), torch.tensor(prompt[1:])].mean()]
+    got = model.run(
+        prompt,
+        [],
+        [
+            Readout.logits(),
+            Readout.logit(5, 50),
+            Readout.logit_difference(5, 50),
+            Readout.probability(5),
+            Readout.log_probability(5, at="2"),
+            Readout.rank(50),
+            Readout.loss(),
+            Readout.top(3),
+        ],
+    )
+    wanted = [
+        at,
+        at[[5, 50]],
+        at[5] - at[50],
+        at.softmax(-1)[[5]],
+        log_p[2, [5]],
+        (at > at[50]).sum()[None],
+        -log_p[torch.arange(5), torch.tensor(prompt[1:])].mean(),
+    ]
     for value, want in zip(got[:-1], wanted, strict=True):
         close(value, want)
     assert [t.id for t in got[-1]] == at.topk(3).indices.tolist()
@@ -366,7 +421,9 @@ def test_kl_is_from_the_unedited_run_to_the_edited_one(name):
     q = logits(model.hf, prompt, [change])[-1].log_softmax(-1)
     want = (p.exp() * (p - q)).sum()
     for mode in MODES:
-        (none,), (some,) = model.execute(Plan.of([(prompt, [], [Readout.kl()]), (prompt, [edit], [Readout.kl()])]), mode)
+        (none,), (some,) = model.execute(
+            Plan.of([(prompt, [], [Readout.kl()]), (prompt, [edit], [Readout.kl()])]), mode
+        )
         close(float(some), float(want))
         assert float(none) == 0
 
@@ -405,34 +462,43 @@ def test_a_run_leaves_hooks_and_weights_as_they_were(name):
     assert torch.equal(logits(model.hf, prompt), before)
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (Edit.zero("neuron.19.7"), r"llama has 3 blocks \(0 to 2\); neuron.19.7 names block 19"),
-    (Edit.zero("head.0.4"), r"block 0 of llama has 4 heads \(0 to 3\); head.0.4 names 4"),
-    (Edit.zero("k.0.2"), r"block 0 of llama has 2 key/value heads \(0 to 1\); k.0.2 names 2"),
-    (Edit.zero("neuron.1.48"), r"block 1 of llama has 48 neurons \(0 to 47\); neuron.1.48 names 48"),
-    (Edit.zero("resid.1@9"), r"resid.1@9: the prompt has 5 tokens \(0 to 4, or -5 to -1"),
-    (Edit.zero("resid.1@7:9"), r"resid.1@7:9 selects no token: the prompt has 5 tokens"),
-    (Edit.zero("resid.1@response"), r"selects no token: it has no response"),
-    (Edit.zero('resid.1@"zebra"'), r"does not contain 'zebra'"),
-    (Edit.zero("feature.1.3"), r"no autoencoder is loaded"),
-])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Edit.zero("neuron.19.7"), r"llama has 3 blocks \(0 to 2\); neuron.19.7 names block 19"),
+        (Edit.zero("head.0.4"), r"block 0 of llama has 4 heads \(0 to 3\); head.0.4 names 4"),
+        (Edit.zero("k.0.2"), r"block 0 of llama has 2 key/value heads \(0 to 1\); k.0.2 names 2"),
+        (Edit.zero("neuron.1.48"), r"block 1 of llama has 48 neurons \(0 to 47\); neuron.1.48 names 48"),
+        (Edit.zero("resid.1@9"), r"resid.1@9: the prompt has 5 tokens \(0 to 4, or -5 to -1"),
+        (Edit.zero("resid.1@7:9"), r"resid.1@7:9 selects no token: the prompt has 5 tokens"),
+        (Edit.zero("resid.1@response"), r"selects no token: it has no response"),
+        (Edit.zero('resid.1@"zebra"'), r"does not contain 'zebra'"),
+        (Edit.zero("feature.1.3"), r"no autoencoder is loaded"),
+    ],
+)
 def test_a_site_the_model_lacks_is_named(edit, message):
     """What is wrong, where, and what would be right."""
     with pytest.raises(SiteError, match=message):
         tiny_model("llama").run(ids(5), [edit])
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (Edit.set("resid.1@last", torch.ones(31)), r"has shape \[31\], expected \[32\] or \[1, 32\]"),
-    (Edit.set("resid.1@1:4", torch.ones(2, 32)), r"has shape \[2, 32\], expected \[32\] or \[3, 32\]"),
-    (Edit.add("resid.1", torch.ones(31), 1.0, "raw"), "direction has width 31 and resid.1 of llama has width 32"),
-    (Edit.add("resid.1", torch.ones(31)), "direction has width 31 and resid.1 has width 32"),
-    (Edit.add("resid.1", torch.zeros(32)), "all zeros"),
-    (Edit.project_out("neuron.1.3", torch.ones(1)), "neuron.1.3 is one number"),
-    (Edit.swap("resid.1@1:4", ids(6), "resid.1@0:2"), "3 tokens are edited and resid.1@0:2 of the other prompt has 2"),
-    (Edit.swap("resid.1", ids(6)), "5 tokens are edited and resid.1 of the other prompt has 6"),
-    (Edit.swap("resid.1@last", ids(6), "neuron.1@last"), r"has shape \[48\], expected \[32\]"),
-])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Edit.set("resid.1@last", torch.ones(31)), r"has shape \[31\], expected \[32\] or \[1, 32\]"),
+        (Edit.set("resid.1@1:4", torch.ones(2, 32)), r"has shape \[2, 32\], expected \[32\] or \[3, 32\]"),
+        (Edit.add("resid.1", torch.ones(31), 1.0, "raw"), "direction has width 31 and resid.1 of llama has width 32"),
+        (Edit.add("resid.1", torch.ones(31)), "direction has width 31 and resid.1 has width 32"),
+        (Edit.add("resid.1", torch.zeros(32)), "all zeros"),
+        (Edit.project_out("neuron.1.3", torch.ones(1)), "neuron.1.3 is one number"),
+        (
+            Edit.swap("resid.1@1:4", ids(6), "resid.1@0:2"),
+            "3 tokens are edited and resid.1@0:2 of the other prompt has 2",
+        ),
+        (Edit.swap("resid.1", ids(6)), "5 tokens are edited and resid.1 of the other prompt has 6"),
+        (Edit.swap("resid.1@last", ids(6), "neuron.1@last"), r"has shape \[48\], expected \[32\]"),
+    ],
+)
 def test_a_value_that_does_not_fit_is_refused(edit, message):
     """Nothing is broadcast into a shape that the site does not have."""
     with pytest.raises(EditError, match=message):

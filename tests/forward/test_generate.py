@@ -32,8 +32,12 @@ def plain(hf, prompt, n=N, **settings):
     """What transformers itself generates."""
     torch.manual_seed(0)
     with torch.no_grad():
-        out = hf.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                          max_new_tokens=n, **{"do_sample": False, "pad_token_id": 0, **settings})
+        out = hf.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=n,
+            **{"do_sample": False, "pad_token_id": 0, **settings},
+        )
     return tuple(out[0, len(prompt) :].tolist())
 
 
@@ -54,11 +58,19 @@ def test_response_edit_gives_the_tokens_of_reading_everything_again(name, use_ca
     """Brute force: for each new token the whole text is read anew, every answer token steered. Cache or not."""
     model, prompt = tiny_model(name), ids(5)
     strength = 30 if name == "bloom" else 3  # its stream is that much larger
-    want = greedy(model.hf, prompt, N, lambda start, total: [
-        Change("resid", 1, lambda x: x + strength * V, range(start, total))] if total > start else [])
+    want = greedy(
+        model.hf,
+        prompt,
+        N,
+        lambda start, total: (
+            [Change("resid", 1, lambda x: x + strength * V, range(start, total))] if total > start else []
+        ),
+    )
     got = model.generate(prompt, [Edit.add("resid.1@response", V, strength, "raw")], N, use_cache=use_cache).tokens
     assert got == tuple(want)
-    assert got != model.generate(prompt, max_new_tokens=N).tokens, "this steering changes nothing, so it tests nothing"
+    assert got != model.generate(prompt, max_new_tokens=N).tokens, (
+        "this steering changes nothing, so it tests nothing"
+    )
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -80,8 +92,11 @@ def test_edit_at_all_tokens_goes_on_through_the_answer(name, use_cache):
     assert model.generate(prompt, [Edit.scale("mlp.1", -1.0)], N, use_cache=use_cache).tokens == tuple(want)
 
 
-@pytest.mark.parametrize("edits", [(), (STEER,), (Edit.zero("attn.1@2"), Edit.add("resid.2@last", V, 2.0, "raw"))],
-                         ids=["plain", "response", "prompt"])
+@pytest.mark.parametrize(
+    "edits",
+    [(), (STEER,), (Edit.zero("attn.1@2"), Edit.add("resid.2@last", V, 2.0, "raw"))],
+    ids=["plain", "response", "prompt"],
+)
 @spread
 def test_padded_prompts_answer_as_they_do_alone(name, edits):
     """Three lengths in one batch, padded on the left."""
@@ -114,7 +129,9 @@ def test_edits_apply_in_the_stream_s_order_as_in_a_run():
 def test_sampling_is_hugging_faces_and_seeded():
     """The same seed gives the same tokens, another seed others."""
     model, prompt = tiny_model("llama-wide-heads"), ids(5)
-    one, again, other = (model.generate(prompt, max_new_tokens=24, sample=True, temperature=2.0, seed=s).tokens for s in (0, 0, 1))
+    one, again, other = (
+        model.generate(prompt, max_new_tokens=24, sample=True, temperature=2.0, seed=s).tokens for s in (0, 0, 1)
+    )
     assert one == again != other
     assert one == plain(model.hf, prompt, 24, do_sample=True, temperature=2.0, top_k=0, top_p=1.0)
 
@@ -178,12 +195,15 @@ def test_edit_that_never_fires_raises():
         tiny_model("gpt2").generate(ids(5), [STEER], 1)
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (Edit.set("resid.1", torch.ones(5, 32)), "one value per token does not reach generated tokens"),
-    (Edit.set("neuron.1.3", torch.ones(5)), "one value per token does not reach generated tokens"),
-    (Edit.swap("resid.1", ids(5, 1)), "one value per token does not reach generated tokens"),
-    (Edit.set("resid.1@response", torch.ones(3, 32)), r"expected \[32\] or \[1, 32\]"),
-])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Edit.set("resid.1", torch.ones(5, 32)), "one value per token does not reach generated tokens"),
+        (Edit.set("neuron.1.3", torch.ones(5)), "one value per token does not reach generated tokens"),
+        (Edit.swap("resid.1", ids(5, 1)), "one value per token does not reach generated tokens"),
+        (Edit.set("resid.1@response", torch.ones(3, 32)), r"expected \[32\] or \[1, 32\]"),
+    ],
+)
 def test_values_per_token_do_not_fit_an_open_answer(edit, message):
     """Also for a swap, whose value is known only after the other run."""
     with pytest.raises(EditError, match=message):
@@ -197,10 +217,15 @@ def test_one_value_for_a_whole_layer_of_heads_is_accepted():
     assert model.generate(ids(5), [Edit.set("head.1", torch.ones(4, 8))], 4).tokens == tuple(want)
 
 
-@pytest.mark.parametrize(("settings", "error"), [
-    ({"max_new_tokens": 0}, InputError), ({"max_new_tokens": 200}, PromptError),
-    ({"sample": True, "temperature": 0.0}, InputError), ({"sample": True, "top_p": 1.5}, InputError),
-])
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"max_new_tokens": 0}, InputError),
+        ({"max_new_tokens": 200}, PromptError),
+        ({"sample": True, "temperature": 0.0}, InputError),
+        ({"sample": True, "top_p": 1.5}, InputError),
+    ],
+)
 def test_bad_settings_are_refused(settings, error):
     """Before the model runs."""
     with pytest.raises(error):
@@ -261,7 +286,9 @@ def test_real_model_generates_what_hugging_face_generates(smollm2):
 def test_real_model_steers_alike_with_and_without_cache(smollm2):
     """30 blocks, an edit in the middle of them, on the answer only."""
     edit = Edit.add("resid.15@response", direction(smollm2.d_model), 20.0, "raw")
-    with_cache, without = (smollm2.generate(chat(QUESTIONS[1]), [edit], 12, use_cache=c).tokens for c in (True, False))
+    with_cache, without = (
+        smollm2.generate(chat(QUESTIONS[1]), [edit], 12, use_cache=c).tokens for c in (True, False)
+    )
     assert with_cache == without != smollm2.generate(chat(QUESTIONS[1]), max_new_tokens=12).tokens
 
 

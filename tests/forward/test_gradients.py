@@ -25,6 +25,7 @@ def close(value):
 
 def difference(model, site, vector, readout=READ, edits=()):
     """The slope of a readout along a vector at a site."""
+
     def at(steps):
         return float(model.run(PROMPT, [*edits, Edit.add(site, vector, steps * H, "raw")], readout, "single"))
 
@@ -73,8 +74,11 @@ def test_gradient_at_a_layer_of_neurons_is_the_slope(name):
     assert torch.equal(gradient["neuron.1.5@2"], gradient["neuron.1@2"][:, 5])
 
 
-@pytest.mark.parametrize("readout", [Readout.logit(7), Readout.probability(7), Readout.log_probability(7, at="3"), Readout.loss()],
-                         ids=lambda r: r.kind)
+@pytest.mark.parametrize(
+    "readout",
+    [Readout.logit(7), Readout.probability(7), Readout.log_probability(7, at="3"), Readout.loss()],
+    ids=lambda r: r.kind,
+)
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "granite", "cohere"])
 def test_every_differentiable_readout(name, readout):
     """Softcap, logit scale and divisor are part of the slope."""
@@ -136,8 +140,11 @@ def test_prompts_of_several_lengths():
         assert torch.equal(rows, model.gradients(prompt, READ, ["resid.1"]).rows("resid.1")[0])
 
 
-@pytest.mark.parametrize("readout", [Readout.rank(5), Readout.top(), Readout.logits(), Readout.kl(), Readout.logit(5, 6)],
-                         ids=lambda r: r.kind)
+@pytest.mark.parametrize(
+    "readout",
+    [Readout.rank(5), Readout.top(), Readout.logits(), Readout.kl(), Readout.logit(5, 6)],
+    ids=lambda r: r.kind,
+)
 def test_a_readout_that_is_not_one_number_is_refused(readout):
     """A sum over several tokens would be a gradient of something nobody asked for."""
     with pytest.raises(InputError, match=r"one number|2 numbers"):

@@ -13,8 +13,10 @@ LAYOUTS = {
     "flat": (Tap(nn.Identity(), "out", units=2, start=4, _width=3), torch.arange(2.0 * 5 * 12).view(2, 5, 12)),
     "bthe": (Tap(nn.Identity(), "out", units=2, layout="bthe"), torch.arange(60.0).view(2, 5, 2, 3)),
     "bhte": (Tap(nn.Identity(), "out", units=2, layout="bhte"), torch.arange(60.0).view(2, 2, 5, 3)),
-    "indexed": (Tap(nn.Identity(), "out", units=2, index=torch.tensor([[0, 1, 2], [6, 7, 8]])),
-                torch.arange(90.0).view(2, 5, 9)),
+    "indexed": (
+        Tap(nn.Identity(), "out", units=2, index=torch.tensor([[0, 1, 2], [6, 7, 8]])),
+        torch.arange(90.0).view(2, 5, 9),
+    ),
     "two-dimensional": (Tap(nn.Identity(), "in", units=2), torch.arange(60.0).view(10, 6)),
     "scaled": (Tap(nn.Identity(), "out", scale=0.5), torch.arange(60.0).view(2, 5, 6)),
 }
@@ -30,6 +32,7 @@ def test_writing_nothing_changes_nothing(tap, raw):
 @layouts
 def test_what_is_written_is_read(tap, raw):
     """At its own place, and only there."""
+
     def change(value):
         value[1, 3] = -1
 
@@ -65,7 +68,9 @@ def test_sizes_are_the_weights_sizes(name):
     assert anatomy.n_vocab == 101
     if supports(name, "neuron"):
         assert weight_in_out(part(anatomy.blocks[0], anatomy.family.down_proj)).shape == (
-            anatomy.n_neurons(0), anatomy.d_model)
+            anatomy.n_neurons(0),
+            anatomy.d_model,
+        )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -91,10 +96,14 @@ def test_unembedding_the_last_stream_gives_the_models_logits(name):
     torch.testing.assert_close(logits, acts["logits"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("field", "message"), [
-    ({"blocks": "model.stack"}, "no blocks at 'model.stack'"), ({"final_norm": "model.final"}, "has no 'model.final'"),
-    ({"mlp": "feed_forward"}, "block 0 has no 'feed_forward'"),
-])
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"blocks": "model.stack"}, "no blocks at 'model.stack'"),
+        ({"final_norm": "model.final"}, "has no 'model.final'"),
+        ({"mlp": "feed_forward"}, "block 0 has no 'feed_forward'"),
+    ],
+)
 def test_a_table_that_does_not_fit_names_the_missing_part(field, message):
     """So that a table for a new architecture can be corrected from the message."""
     with pytest.raises(UnsupportedModel, match=message):

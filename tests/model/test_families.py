@@ -14,9 +14,32 @@ from patchclamp.forward import Site
 from patchclamp.model.check import resolve
 from patchclamp.model.families import BY_ARCHITECTURE
 
-REQUIRED = ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt", "bloom", "falcon", "mpt", "llama", "mistral", "mixtral", "qwen2",
-            "qwen2_moe", "qwen3", "gemma", "gemma2", "gemma3", "phi", "phi3", "stablelm", "olmo2", "granite", "cohere",
-            "smollm3")
+REQUIRED = (
+    "gpt2",
+    "gpt_neo",
+    "gptj",
+    "gpt_neox",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "phi3",
+    "stablelm",
+    "olmo2",
+    "granite",
+    "cohere",
+    "smollm3",
+)
 every = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -41,7 +64,7 @@ def test_identities_hold(name, attention):
     """Float32 sums of a few dozen products: errors near 1e-6 of the largest value; 2e-5 leaves room for order."""
     if attention == "sdpa" and name in EAGER_ONLY:
         pytest.skip("transformers has no sdpa for this family")
-    anatomy, identities = resolve(tiny(name, attention))
+    _, identities = resolve(tiny(name, attention))
     wrong = [i for i in identities if not (i.ok and i.error <= 2e-5)]
     assert not wrong
     said = " ".join(i.name for i in identities)
@@ -52,9 +75,22 @@ def test_identities_hold(name, attention):
 
 @every
 def test_points_are_those_of_the_anatomy(name):
-    """Parallel blocks have no resid_mid, plain MLPs no gate, fused experts no neurons; everything else is everywhere."""
+    """Parallel blocks have no resid_mid, plain MLPs no gate, fused experts no neurons; all have the rest."""
     points = tiny_model(name).anatomy.points
-    for point in ("embed", "resid_pre", "resid", "attn", "mlp", "head", "head_out", "q", "k", "v", "pattern", "logits"):
+    for point in (
+        "embed",
+        "resid_pre",
+        "resid",
+        "attn",
+        "mlp",
+        "head",
+        "head_out",
+        "q",
+        "k",
+        "v",
+        "pattern",
+        "logits",
+    ):
         assert point in points
     for point in ("resid_mid", "gate"):
         some = name == "qwen2_moe" and point == "gate"  # its block 1 is dense
@@ -103,14 +139,19 @@ def received_by_attention(hf, name, layer, tokens, monkeypatch):
         monkeypatch.setattr(cls, "_attn", spy)
     elif name.startswith("falcon"):
         real = attention._split_heads
-        monkeypatch.setattr(attention, "_split_heads", lambda x: keep(*(t.transpose(1, 2) for t in real(x))) or real(x))
+        monkeypatch.setattr(
+            attention, "_split_heads", lambda x: keep(*(t.transpose(1, 2) for t in real(x))) or real(x)
+        )
     elif name == "bloom":
         real = attention._reshape
         monkeypatch.setattr(attention, "_reshape", lambda x: keep(*real(x)) or real(x))
     elif name == "mpt":
         heads = hf.config.n_heads
-        with hooked(attention.Wqkv, "out", lambda x: keep(*(t.unflatten(2, (heads, -1)).transpose(1, 2)
-                                                            for t in x.chunk(3, 2)))):
+        with hooked(
+            attention.Wqkv,
+            "out",
+            lambda x: keep(*(t.unflatten(2, (heads, -1)).transpose(1, 2) for t in x.chunk(3, 2))),
+        ):
             hf(tokens)
         return got
     else:
@@ -134,7 +175,8 @@ def received_by_attention(hf, name, layer, tokens, monkeypatch):
 @every
 def test_q_k_v_are_what_attention_receives_before_rotary(name, monkeypatch):
     """After any q/k-norm, split into the true heads, also for fused and interleaved projections. Rotary at position 0
-    multiplies by cos 0 = 1 exactly. OPT alone scales queries on the way, which belongs to the scores. Within one rounding of batched products."""
+    multiplies by cos 0 = 1 exactly. OPT alone scales queries on the way, which belongs to the scores. Within
+    one rounding of batched products."""
     model = tiny_model(name)
     prompts = ids(5)
     for layer in range(model.n_layers):
@@ -217,8 +259,9 @@ class RenamedOlmo2(tf.Olmo2ForCausalLM):
     """Unknown, with post-norms and flat query norms."""
 
 
-@pytest.mark.parametrize(("cls", "config"), [
-    (RenamedLlama, "llama"), (RenamedQwen3, "qwen3"), (RenamedOlmo2, "olmo2")])
+@pytest.mark.parametrize(
+    ("cls", "config"), [(RenamedLlama, "llama"), (RenamedQwen3, "qwen3"), (RenamedOlmo2, "olmo2")]
+)
 def test_unknown_architecture_is_resolved_by_inspection(cls, config):
     """The first table under which everything holds is used; its values are those of the known architecture."""
     hf = cls(CONFIGS[config]()).eval()
@@ -257,12 +300,29 @@ def test_block_that_adds_the_residual_twice_is_refused_by_name():
         resolve(hf)
 
 
-@pytest.mark.parametrize("config", [
-    pytest.param(lambda: tf.OPTConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
-                                      word_embed_proj_dim=32, do_layer_norm_before=False), id="opt-post-norm"),
-    pytest.param(lambda: tf.BloomConfig(vocab_size=101, hidden_size=32, n_layer=2, n_head=4,
-                                        apply_residual_connection_post_layernorm=True), id="bloom-residual-after-norm"),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            lambda: tf.OPTConfig(
+                vocab_size=101,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                ffn_dim=48,
+                word_embed_proj_dim=32,
+                do_layer_norm_before=False,
+            ),
+            id="opt-post-norm",
+        ),
+        pytest.param(
+            lambda: tf.BloomConfig(
+                vocab_size=101, hidden_size=32, n_layer=2, n_head=4, apply_residual_connection_post_layernorm=True
+            ),
+            id="bloom-residual-after-norm",
+        ),
+    ],
+)
 def test_variant_whose_residual_passes_a_norm_is_refused(config):
     """In these the norm sits on the stream itself, so the parts do not add up to it."""
     hf = perturbed(tf.AutoModelForCausalLM.from_config(config()))
@@ -272,18 +332,36 @@ def test_variant_whose_residual_passes_a_norm_is_refused(config):
 
 def test_encoder_with_a_head_is_not_taken_for_a_causal_model():
     """BERT's decoder head shares nothing with the tables."""
-    hf = tf.BertLMHeadModel(tf.BertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                                          intermediate_size=48, is_decoder=True)).eval()
+    hf = tf.BertLMHeadModel(
+        tf.BertConfig(
+            vocab_size=101,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            is_decoder=True,
+        )
+    ).eval()
     with pytest.raises(UnsupportedModel, match="cannot be addressed safely"):
         resolve(hf)
 
 
 def test_clipped_queries_are_refused():
     """OLMo may clip after the projection, where no module shows the values; MPT too."""
-    hf = perturbed(tf.OlmoForCausalLM(tf.OlmoConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2,
-                                                    num_attention_heads=4, intermediate_size=48, clip_qkv=0.1)))
+    hf = perturbed(
+        tf.OlmoForCausalLM(
+            tf.OlmoConfig(
+                vocab_size=101,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=48,
+                clip_qkv=0.1,
+            )
+        )
+    )
     anatomy, _ = resolve(hf)
-    with pytest.raises(SiteError, match="clips queries, keys and values at ±0.1"):
+    with pytest.raises(SiteError, match=r"clips queries, keys and values at ±0\.1"):
         anatomy.tap("q", 0)
 
 

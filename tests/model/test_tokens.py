@@ -40,11 +40,19 @@ def test_token_ids_pass_as_they_are(with_bos):
     assert encode(with_bos, (5, 6), None).ids == (5, 6)
 
 
-@pytest.mark.parametrize(("prompt", "message"), [
-    ("", "the prompt is empty"), (" \n", "the prompt is empty"), ([], "empty"), ((5, -1), "token id -1 is outside"),
-    ((5, 101, 6), "token id 101 is outside the vocabulary of 101"), ([USER], "no chat template: give a plain text"),
-    ([{"role": "robot", "content": "x"}], "role and content"), ("w1 " * 9, "has 9 tokens and the model's context is 8"),
-])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt is empty"),
+        (" \n", "the prompt is empty"),
+        ([], "empty"),
+        ((5, -1), "token id -1 is outside"),
+        ((5, 101, 6), "token id 101 is outside the vocabulary of 101"),
+        ([USER], "no chat template: give a plain text"),
+        ([{"role": "robot", "content": "x"}], "role and content"),
+        ("w1 " * 9, "has 9 tokens and the model's context is 8"),
+    ],
+)
 def test_a_prompt_that_cannot_be_read_is_refused(prompt, message):
     """With what is wrong and what to do."""
     with pytest.raises(PromptError, match=message):
@@ -74,8 +82,15 @@ def test_single_token_names_the_tokens():
 
 # Real tokenizers
 
-TEXTS = ("The capital of Poland is Warsaw", "naïve café", "法国的首都是巴黎。", "party 🎉🥳 time 👨‍👩‍👧", "  two  spaces\n\ttab",
-         "Кириллица и العربية", "def f(x):\n    return x")
+TEXTS = (
+    "The capital of Poland is Warsaw",
+    "naïve café",
+    "法国的首都是巴黎。",
+    "party 🎉🥳 time 👨‍👩‍👧",
+    "  two  spaces\n\ttab",
+    "Кириллица и العربية",
+    "def f(x):\n    return x",
+)
 
 
 @weights
@@ -89,10 +104,17 @@ def test_pieces_join_to_the_text(real, text):
 
 
 @weights
-@pytest.mark.parametrize(("text", "word"), [
-    ("The capital of Poland is Warsaw, in Poland.", "Poland"), ("法国的首都是巴黎。", "首都"), ("x 🎉 y 🥳 z", "🥳"),
-    ("x 🎉 y 🥳 z", "🎉"), ("naïve café", "é"), ("unbelievable", "believ"),
-])
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("The capital of Poland is Warsaw, in Poland.", "Poland"),
+        ("法国的首都是巴黎。", "首都"),
+        ("x 🎉 y 🥳 z", "🥳"),
+        ("x 🎉 y 🥳 z", "🎉"),
+        ("naïve café", "é"),
+        ("unbelievable", "believ"),
+    ],
+)
 def test_a_substring_is_found_at_its_last_occurrences_last_token(real, text, word):
     """The token at which the word is complete: the pieces up to it hold it, those before it do not."""
     encoded = encode(real, text, None)

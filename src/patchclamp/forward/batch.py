@@ -250,7 +250,7 @@ class Batch:
         if reads:
             value = tap.read(raw, self.n_tokens)
             for row, index, read in reads:
-                self.values[row, index] = self._pick(value, row, read)
+                self.values[row, index] = self.pick(value, row, read)
                 if self.keep_graph:
                     self.raw[read.read.site] = (tap, raw)  # type: ignore[index]
         return raw
@@ -267,7 +267,7 @@ class Batch:
         """The row that holds a job's values now: its root's until it has joined."""
         return row if row < n_rows else self.layout.base[row]
 
-    def _pick(self, value: Tensor, row: int, read: ReadyRead) -> Tensor:
+    def pick(self, value: Tensor, row: int, read: ReadyRead) -> Tensor:
         columns = self.layout.columns(row, read.tokens)
         picked = value[self._live(row, len(value))][_as_slice(columns)]
         site = read.read.site

@@ -192,7 +192,7 @@ class Model:
         out = []
         for index, ((tap, raw), gradient) in enumerate(zip(kept, raws, strict=True)):
             whole = tap.read(torch.zeros_like(raw) if gradient is None else gradient / tap.scale**2, batch.n_tokens)
-            out.append(batch._pick(whole, 0, job.reads[index + 1]).detach())
+            out.append(batch.pick(whole, 0, job.reads[index + 1]).detach())
         return out
 
     # Generating

@@ -86,8 +86,12 @@ def evaluate(read: ReadyRead, logits_NV: Tensor, job: Job, say: Callable[[int], 
         assert clean is not None
         return metrics.kl_divergence(clean, last)
     if kind == "top":
-        top = last.float().softmax(-1).topk(min(read.read.k, len(last)))
-        return [Top(int(i), say(int(i)), float(p)) for p, i in zip(top.values, top.indices, strict=True)]
+        wide = last.float()
+        least = wide.topk(min(read.read.k, len(wide))).values[-1]
+        chosen = (wide >= least).nonzero().squeeze(-1)
+        # ties go to the smaller id, as in `rank`; topk alone breaks them at random
+        chosen = chosen[wide[chosen].argsort(descending=True, stable=True)][: read.read.k]
+        return [Top(int(i), say(int(i)), float(p)) for i, p in zip(chosen, wide.softmax(-1)[chosen], strict=True)]
     ids = torch.tensor(read.ids, device=last.device)
     spread = last.expand(len(ids), -1)
     if kind == "logit":

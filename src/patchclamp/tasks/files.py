@@ -140,7 +140,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         if number == 1 and line.lstrip().startswith("["):
             raise FileError(f"{path}, line 1: a list, not one object a line; name such a file .json")
-        yield f"line {number}", _parse_json(line, path, number)
+        yield f"line {number}", _parse_json(line.rstrip("\r\n"), path, number)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
