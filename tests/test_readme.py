@@ -13,8 +13,8 @@ def test_the_ten_lines_run(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "' Mary' is written in the residual stream" in printed
-    assert "rank of ' Mary'" in printed
+    assert "' Paris' is written in the residual stream" in printed
+    assert "rank of ' Paris'" in printed
 
 
 def test_the_code_is_about_ten_lines():

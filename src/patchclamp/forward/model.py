@@ -92,7 +92,7 @@ class Model:
         self.tokenizer = loaded.tokenizer
         self.ref, self.name, self.revision = loaded.ref, loaded.name, loaded.revision
         self.anatomy, self.identities = resolve(self.hf)
-        self._depends = Dependencies(self._read_clean)
+        self._depends = Dependencies(self._read_clean, self._cut_to_context)
 
     def __repr__(self) -> str:
         return f"<Model {self.name}: {self.family}, {self.n_layers} blocks, width {self.d_model}, {self.dtype}>"
@@ -277,8 +277,11 @@ class Model:
             out.append(replace(ready, edit=edit))
         return out
 
-    def _read_clean(self, wanted: list[tuple[Any, Readout]]) -> list[Tensor]:
-        return [r[0] for r in self.execute(Plan.of([(p, (), (r,)) for p, r in wanted]))]
+    def _cut_to_context(self, text: str) -> tuple[int, ...]:
+        return encode(self.tokenizer, text, None).ids[: self.anatomy.context]
+
+    def _read_clean(self, wanted: list[tuple[Any, list[Readout]]]) -> list[list[Tensor]]:
+        return self.execute(Plan.of([(prompt, (), reads) for prompt, reads in wanted]))
 
     def check(self) -> list[Identity]:
         """The identities proved when the model was loaded, with their errors."""
