@@ -38,6 +38,11 @@ def processor() -> str:
     return platform.processor()
 
 
+def load() -> list[float]:
+    """The system's load averages: more than the workers' own threads at the end means that others disturbed."""
+    return list(os.getloadavg()) if hasattr(os, "getloadavg") else []
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of every measurement (default 5)")
@@ -80,7 +85,7 @@ def main() -> None:
     chosen = [TASKS[name] for name in options.tasks if name != "import"]
     logs = Path(tempfile.mkdtemp(prefix="benchmark-logs-"))
     now = datetime.datetime.now(datetime.UTC)
-    load_before = os.getloadavg() if hasattr(os, "getloadavg") else None
+    load_before = load()
     results: dict[str, Measured] = {}
     versions: dict[str, dict[str, str]] = {}
     for model in dict.fromkeys(task.model for task in chosen):
@@ -95,6 +100,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": options.threads,
         "load before": load_before,
+        "load after": load(),
         "rounds": options.rounds,
         "versions": versions,
     }
