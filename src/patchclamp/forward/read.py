@@ -1,102 +1,155 @@
 """Readouts evaluated: from final hidden states to numbers, unembedding only what is asked for."""
 
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from patchclamp.forward import metrics
 from patchclamp.forward.batch import Batch
-from patchclamp.forward.prepare import Job, ReadyRead
+from patchclamp.forward.prepare import ReadyRead
 from patchclamp.forward.readout import Top
 from patchclamp.model.anatomy import Anatomy
 
 FEW = ("logit", "logit_difference")
 """Kinds that need only their own tokens' logits."""
+NUMBERS_AT_ONCE = 2**24
+"""Logits held at once: 64 MB in float32."""
+
+Say = Callable[[int], str]
+"""Spells a token id."""
+Place = tuple[int, int]
+"""Row and column of a hidden state."""
 
 
-def read_all(anatomy: Anatomy, batch: Batch, hidden: Tensor | None, say: Callable[[int], str]) -> list[list[Any]]:
-    """The values of every job's readouts, in the layout's order. `say` spells a token id."""
+class Ask(NamedTuple):
+    """One readout of one row."""
+
+    row: int
+    number: int
+    read: ReadyRead
+    columns: list[int]
+
+    @property
+    def last(self) -> Place:
+        """Where the readout's one position is."""
+        return self.row, self.columns[-1]
+
+
+def read_all(anatomy: Anatomy, batch: Batch, hidden: Tensor | None, say: Say) -> list[list[Any]]:
+    """The values of every job's readouts, in the layout's order."""
     layout = batch.layout
-    wanted: list[tuple[int, int]] = []
+    values: dict[tuple[int, int], Any] = dict(batch.values)
+    few: list[Ask] = []
+    full: list[Ask] = []
     for row, job in enumerate(layout.jobs):
-        for read in job.reads:
-            if read.needs_logits and read.read.kind not in FEW:
-                rows = [row, layout.base[row]] if read.read.kind == "kl" else [row]
-                wanted += [(r, c) for r in rows for c in layout.columns(row, read.tokens)]
-    full = _unembed(anatomy, hidden, sorted(set(wanted))) if wanted else {}
-    few = _few_logits(anatomy, batch, hidden)
-
-    def value_of(row: int, index: int, read: ReadyRead) -> Any:
-        if not read.needs_logits:
-            return batch.values[row, index]
-        if (row, index) in few:
-            return few[row, index]
-        columns = layout.columns(row, read.tokens)
-        clean = full[layout.base[row], columns[0]] if read.read.kind == "kl" else None
-        return evaluate(read, torch.stack([full[row, c] for c in columns]), layout.jobs[row], say, clean)
-
-    return [[value_of(row, i, read) for i, read in enumerate(job.reads)] for row, job in enumerate(layout.jobs)]
-
-
-def _unembed(anatomy: Anatomy, hidden: Tensor | None, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
-    assert hidden is not None
-    rows, columns = zip(*wanted, strict=True)
-    logits = anatomy.head(hidden[list(rows), list(columns)])
-    return dict(zip(wanted, logits, strict=True))
-
-
-def _few_logits(anatomy: Anatomy, batch: Batch, hidden: Tensor | None) -> dict[tuple[int, int], Tensor]:
-    """All `logit` and `logit_difference` readouts together: one product of hidden states and token weights."""
-    keys, rows, columns, ids = [], [], [], []
-    for row, job in enumerate(batch.layout.jobs):
         for index, read in enumerate(job.reads):
-            if read.read.kind in FEW:
-                keys.append((row, index, read))
-                rows.append(row)
-                columns.append(batch.layout.columns(row, read.tokens)[0])
-                ids.append(read.ids)
-    if not keys:
-        return {}
+            if read.needs_logits:
+                ask = Ask(row, index, read, layout.columns(row, read.tokens))
+                (few if read.read.kind in FEW else full).append(ask)
+    if few:
+        values |= _few(anatomy, few, hidden)
+    for chunk in _chunks(full, anatomy.n_vocab):
+        values |= _full(anatomy, batch, chunk, hidden, say)
+    return [[values[row, i] for i in range(len(job.reads))] for row, job in enumerate(layout.jobs)]
+
+
+def _few(anatomy: Anatomy, asks: list[Ask], hidden: Tensor | None) -> dict[tuple[int, int], Tensor]:
+    """All `logit` and `logit_difference` readouts together: one product of hidden states and token weights."""
     assert hidden is not None
-    distinct = sorted({i for some in ids for i in some})
-    place = {token: i for i, token in enumerate(distinct)}
-    device = hidden.device
-    logits = anatomy.head(hidden[rows, columns], torch.tensor(distinct, device=device))
+    distinct = sorted({token for ask in asks for token in ask.read.ids})
+    line = {token: i for i, token in enumerate(distinct)}
+    rows, columns = zip(*(ask.last for ask in asks), strict=True)
+    logits = anatomy.head(hidden[list(rows), list(columns)], torch.tensor(distinct, device=hidden.device))
     out = {}
-    for line, (row, index, read) in enumerate(keys):
-        own = logits[line, [place[i] for i in read.ids]]
-        out[row, index] = own[0] - own[1] if read.read.kind == "logit_difference" else own
+    for own_N, ask in zip(logits, asks, strict=True):
+        own = own_N[[line[token] for token in ask.read.ids]]
+        out[ask.row, ask.number] = own[0] - own[1] if ask.read.read.kind == "logit_difference" else own
     return out
 
 
-def evaluate(read: ReadyRead, logits_NV: Tensor, job: Job, say: Callable[[int], str], clean: Tensor | None) -> Any:
-    """One readout from the logits at its positions [N,V]."""
-    kind, last = read.read.kind, logits_NV[-1]
-    if kind == "value":
-        assert read.read.site is not None
-        return last if read.read.site.positions.single else logits_NV
-    if kind == "logits":
-        return last
-    if kind == "loss":
-        targets = torch.tensor([job.encoded.ids[t + 1] for t in read.tokens], device=last.device)
-        return -metrics.log_probability(logits_NV, targets).mean()
-    if kind == "kl":
-        assert clean is not None
-        return metrics.kl_divergence(clean, last)
-    if kind == "top":
-        wide = last.float()
-        least = wide.topk(min(read.read.k, len(wide))).values[-1]
-        chosen = (wide >= least).nonzero().squeeze(-1)
-        # ties go to the smaller id, as in `rank`; topk alone breaks them at random
-        chosen = chosen[wide[chosen].argsort(descending=True, stable=True)][: read.read.k]
-        return [Top(int(i), say(int(i)), float(p)) for i, p in zip(chosen, wide.softmax(-1)[chosen], strict=True)]
-    ids = torch.tensor(read.ids, device=last.device)
-    spread = last.expand(len(ids), -1)
-    if kind == "logit":
-        return last[ids]
-    if kind == "logit_difference":
-        return last[ids[0]] - last[ids[1]]
+def _chunks(asks: list[Ask], n_vocab: int) -> Iterator[list[Ask]]:
+    """Readouts in portions whose logits fit in `NUMBERS_AT_ONCE`; at least one in each."""
+    chunk: list[Ask] = []
+    size = 0
+    for ask in asks:
+        size += len(ask.columns)
+        if chunk and size * n_vocab > NUMBERS_AT_ONCE:
+            yield chunk
+            chunk, size = [], len(ask.columns)
+        chunk.append(ask)
+    if chunk:
+        yield chunk
+
+
+def _full(
+    anatomy: Anatomy, batch: Batch, asks: list[Ask], hidden: Tensor | None, say: Say
+) -> dict[tuple[int, int], Any]:
+    """Readouts that need the whole vocabulary, each kind for all rows at once."""
+    assert hidden is not None
+    base = batch.layout.base
+    places = {(ask.row, column) for ask in asks for column in ask.columns}
+    places |= {(base[ask.row], ask.last[1]) for ask in asks if ask.read.read.kind == "kl"}
+    line = {place: i for i, place in enumerate(sorted(places))}
+    rows, columns = zip(*line, strict=True)
+    logits_NV = anatomy.head(hidden[list(rows), list(columns)])
+    by_kind: dict[str, list[Ask]] = defaultdict(list)
+    for ask in asks:
+        by_kind[ask.read.read.kind].append(ask)
+    out: dict[tuple[int, int], Any] = {}
+    for kind, some in by_kind.items():
+        last_NV = logits_NV[[line[ask.last] for ask in some]]
+        values: list[Any]
+        if kind in ("probability", "log_probability", "rank"):
+            values = _of_tokens(kind, some, last_NV)
+        elif kind == "kl":
+            values = list(metrics.kl_divergence(logits_NV[[line[base[a.row], a.last[1]] for a in some]], last_NV))
+        elif kind == "top":
+            values = _top(last_NV, [ask.read.read.k for ask in some], say)
+        elif kind == "loss":
+            values = [_loss(logits_NV[[line[a.row, c] for c in a.columns]], a, batch) for a in some]
+        elif kind == "logits":
+            values = list(last_NV)
+        else:  # the values at the site `logits`
+            values = [logits_NV[[line[a.row, c] for c in a.columns]] for a in some]
+            values = [v[0] if a.read.read.site.positions.single else v  # type: ignore[union-attr]
+                      for v, a in zip(values, some, strict=True)]
+        out |= {(ask.row, ask.number): value for ask, value in zip(some, values, strict=True)}
+    return out
+
+
+def _of_tokens(kind: str, asks: list[Ask], last_NV: Tensor) -> list[Tensor]:
+    """Probabilities or ranks of each readout's own tokens."""
+    counts = [len(ask.read.ids) for ask in asks]
+    ids = torch.tensor([token for ask in asks for token in ask.read.ids], device=last_NV.device)
+    lines = torch.repeat_interleave(torch.arange(len(asks)), torch.tensor(counts))
     measure = {"probability": metrics.probability, "log_probability": metrics.log_probability, "rank": metrics.rank}
-    return measure[kind](spread, ids)
+    return list(measure[kind](last_NV[lines.to(last_NV.device)], ids).split(counts))
+
+
+def _top(last_NV: Tensor, counts: list[int], say: Say) -> list[list[Top]]:
+    """The likeliest tokens of each line; ties go to the smaller id, as in `rank`, where topk alone breaks them at
+    random."""
+    wide_NV = last_NV.float()
+    k = min(max(counts), wide_NV.shape[1])
+    values_NK, ids_NK = wide_NV.topk(k)
+    least_N1 = values_NK[:, -1:]
+    is_tied = (wide_NV == least_N1).sum(1) > (values_NK == least_N1).sum(1)
+    probs_NK = (values_NK - wide_NV.logsumexp(1, keepdim=True)).exp()
+    out = []
+    for line, count in enumerate(counts):
+        ids, probs = ids_NK[line], probs_NK[line]
+        if bool(is_tied[line]):
+            ids = (wide_NV[line] >= least_N1[line]).nonzero().squeeze(-1)
+            probs = wide_NV[line].softmax(-1)[ids]
+        order = sorted(zip((-probs).tolist(), ids.tolist(), strict=True))[:count]
+        out.append([Top(token, say(token), -negative) for negative, token in order])
+    return out
+
+
+def _loss(logits_TV: Tensor, ask: Ask, batch: Batch) -> Tensor:
+    ids = batch.layout.jobs[ask.row].encoded.ids
+    targets = torch.tensor([ids[t + 1] for t in ask.read.tokens], device=logits_TV.device)
+    return -metrics.log_probability(logits_TV, targets).mean()
