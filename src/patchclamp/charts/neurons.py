@@ -26,7 +26,7 @@ def ablation_chart(result: "Ablation") -> alt.TopLevelMixin:
              "sites": " ".join(g.sites)}
             for g in result.groups for r in [getattr(g.random, measure)]
         ])
-        x = alt.X("k:O", title="neurons ablated", axis=alt.Axis(labelAngle=0))
+        x = alt.X("k:O", title="units ablated", axis=alt.Axis(labelAngle=0))
         base = alt.Chart(data).encode(x=x)
         band = base.mark_bar(color=CONTROL, opacity=0.5, width=22).encode(
             y=alt.Y("low:Q", title=title), y2="high:Q", tooltip=["k", "mean", "low", "high"])

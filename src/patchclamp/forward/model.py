@@ -20,7 +20,7 @@ from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, t
 from patchclamp.forward.read import read_all
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
-from patchclamp.model.check import Identity, resolve
+from patchclamp.model.check import resolve
 from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
 
 if TYPE_CHECKING:
@@ -37,16 +37,22 @@ def load(
     device: str | None = None,
     device_map: Any = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
 ) -> Model:
-    """Load a model and prove that its parts are where its family's table says.
+    """Load a model and prove that its parts are where its family's table says (`model.identities`).
 
     `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
-    `.gguf` file. Raises ModelError if it cannot be found or read, UnsupportedModel if an identity fails.
+    `.gguf` file. `dtype`: float32, bfloat16, float16, float64 or auto. `device_map` spreads a large model over
+    devices (accelerate). `revision`: a branch, tag or commit on the Hub. `attn_implementation`: eager, sdpa or
+    another that transformers offers. Raises ModelError if it cannot be found or read, UnsupportedModel if an identity fails.
     """
     from patchclamp.model.load import load_weights
 
-    loaded = load_weights(ref, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code)
-    return Model(loaded)
+    return Model(load_weights(
+        ref, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
+        revision=revision, attn_implementation=attn_implementation,
+    ))
 
 
 class Capture(Mapping[str, Tensor]):
@@ -282,10 +288,6 @@ class Model:
 
     def _read_clean(self, wanted: list[tuple[Any, list[Readout]]]) -> list[list[Tensor]]:
         return self.execute(Plan.of([(prompt, (), reads) for prompt, reads in wanted]))
-
-    def check(self) -> list[Identity]:
-        """The identities proved when the model was loaded, with their errors."""
-        return self.identities
 
 
 def is_many(prompts: Prompts) -> bool:
