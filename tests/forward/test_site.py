@@ -138,7 +138,7 @@ FIVE = Encoded((10, 11, 12, 13, 14), 3, tokenizer=None)  # three prompt tokens, 
 )
 def test_positions_select_as_python_does(text, tokens):
     """Indices and slices are Python's, on the prompt's own tokens."""
-    assert token_indices(Positions.parse(text), FIVE, "resid.0") == tokens
+    assert list(token_indices(Positions.parse(text), FIVE, "resid.0")) == tokens
 
 
 @pytest.mark.parametrize("text", ["5", "-6", "2:2", "9:"])

@@ -72,9 +72,11 @@ class Layout:
         """How many rows are live inside a block."""
         return len(self.roots) + sum(j <= block for j in self.joins)
 
-    def columns(self, row: int, tokens: Sequence[int]) -> list[int]:
+    def columns(self, row: int, tokens: Sequence[int]) -> Sequence[int]:
         """Computed columns of a row's tokens."""
         shift = self.pad[row] - self.start
+        if isinstance(tokens, range):
+            return range(tokens.start + shift, tokens.stop + shift, tokens.step)
         return [t + shift for t in tokens]
 
     @property
@@ -197,14 +199,16 @@ class Batch:
         return before, after
 
     def _before(self, steps: list[Step], block: int | None) -> Callable:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            x = args[0] if args else kwargs["hidden_states"]
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            x = original = args[0] if args else kwargs["hidden_states"]
             if block == 0 and self.keep_graph and not x.requires_grad:
                 x = x.detach().requires_grad_()
             for step in steps:
                 x = step(x, args, None)
             if block is not None and self.layout.joined:
                 args, kwargs = self._spread(block, args, kwargs)
+            elif x is original:
+                return None
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
         return hook
@@ -285,7 +289,7 @@ class Batch:
             assert site is not None
             own = weights_RHTS[self._live(row, len(weights_RHTS))][..., self.layout.pad[row] :]
             own = own if site.unit is None else own[site.unit : site.unit + 1]
-            picked = own[:, self.layout.columns(row, read.tokens)]
+            picked = own[:, _as_slice(self.layout.columns(row, read.tokens))]
             picked = picked[0] if site.unit is not None else picked
             self.values[row, index] = picked[..., 0, :] if site.positions.single else picked
         return x
@@ -299,7 +303,7 @@ class Batch:
         for row, index, read in self.reads["head_out", layer]:
             site = read.read.site
             assert site is not None
-            live, columns = self._live(row, len(z_RTHE)), self.layout.columns(row, read.tokens)
+            live, columns = self._live(row, len(z_RTHE)), _as_slice(self.layout.columns(row, read.tokens))
             z_CHE = z_RTHE[live, columns]
             scale_CD = scale[live, columns] if isinstance(scale, Tensor) else torch.tensor(scale, dtype=x.dtype)
             if site.unit is None:
@@ -320,7 +324,8 @@ class Batch:
 
     def _edit_pattern(self, edits: list[tuple[int, ReadyEdit]], weights_RHTS: Tensor) -> None:
         for row, edit in edits:
-            change_weights(weights_RHTS[row], edit, self.layout.columns(row, edit.tokens), self.layout.pad[row])
+            columns = _as_slice(self.layout.columns(row, edit.tokens))
+            change_weights(weights_RHTS[row], edit, columns, self.layout.pad[row])
 
 
 ORDER = {p: i for i, p in enumerate((
@@ -343,8 +348,8 @@ def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[i
     edit.fired = True
 
 
-def _as_slice(columns: list[int]) -> slice | list[int]:
-    """Consecutive columns as a slice, which reads and writes without copying."""
-    if columns[-1] - columns[0] == len(columns) - 1 and columns == list(range(columns[0], columns[-1] + 1)):
-        return slice(columns[0], columns[-1] + 1)
-    return columns
+def _as_slice(columns: Sequence[int]) -> slice | list[int]:
+    """Evenly spaced columns as a slice, which reads and writes without copying."""
+    if isinstance(columns, range):
+        return slice(columns.start, columns.stop, columns.step)
+    return list(columns)

@@ -45,7 +45,8 @@ def load(
     `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
     `.gguf` file. `dtype`: float32, bfloat16, float16, float64 or auto. `device_map` spreads a large model over
     devices (accelerate). `revision`: a branch, tag or commit on the Hub. `attn_implementation`: eager, sdpa or
-    another that transformers offers. Raises ModelError if it cannot be found or read, UnsupportedModel if an identity fails.
+    another that transformers offers. Raises ModelError if it cannot be found or read, UnsupportedModel if an
+    identity fails.
     """
     from patchclamp.model.load import load_weights
 

@@ -35,24 +35,24 @@ def check_site(anatomy: Anatomy, site: Site, name: str) -> None:
                             f"{site.unit}")
 
 
-def token_indices(positions: Positions, encoded: Encoded, site: Site | str) -> list[int]:
+def token_indices(positions: Positions, encoded: Encoded, site: Site | str) -> Sequence[int]:
     """The tokens of a prompt that `positions` selects, in order. SiteError if there are none."""
     n = len(encoded)
     kind = positions.kind
     if kind == "all":
-        found = list(range(n))
+        found: Sequence[int] = range(n)
     elif kind == "last":
         found = [n - 1]
     elif kind == "prompt":
-        found = list(range(encoded.n_prompt))
+        found = range(encoded.n_prompt)
     elif kind == "response":
-        found = list(range(encoded.n_prompt, n))
+        found = range(encoded.n_prompt, n)
     elif kind == "index":
         if not -n <= positions.index < n:
             raise SiteError(f"{site}: the prompt has {n} tokens (0 to {n - 1}, or -{n} to -1 from the end)")
         found = [positions.index % n]
     elif kind == "slice":
-        found = list(range(n))[slice(*positions.bounds)]
+        found = range(n)[slice(*positions.bounds)]
     else:
         found = [encoded.find(positions.text)]
     if not found:
@@ -67,9 +67,9 @@ class ReadyEdit:
 
     edit: Edit
     encoded: Encoded
-    tokens: list[int]
+    tokens: Sequence[int]
     change: Callable[[Tensor], Tensor]
-    keys: list[int] | None = None
+    keys: Sequence[int] | None = None
     open_end: bool = False
     """The edit goes on through generated tokens."""
     fired: bool = False
@@ -93,7 +93,7 @@ class ReadyRead:
     """A readout whose tokens are known."""
 
     read: Readout
-    tokens: list[int]
+    tokens: Sequence[int]
     """Token indices read; for logits-type readouts the position whose prediction is measured."""
     ids: list[int] = field(default_factory=list)
     """Vocabulary ids of the watched tokens."""
@@ -226,7 +226,7 @@ def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Cal
     return lambda x: x + (value.to(x) - x @ unit.to(x)).unsqueeze(-1) * unit.to(x)
 
 
-def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: list[int], name: str) -> ReadyEdit:
+def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: Sequence[int], name: str) -> ReadyEdit:
     if not anatomy.family.common_attention:
         raise EditError(
             f"{edit.site}: a {anatomy.family.name} model computes attention outside transformers' attention "

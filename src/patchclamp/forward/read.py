@@ -1,7 +1,7 @@
 """Readouts evaluated: from final hidden states to numbers, unembedding only what is asked for."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +30,7 @@ class Ask(NamedTuple):
     row: int
     number: int
     read: ReadyRead
-    columns: list[int]
+    columns: Sequence[int]
 
     @property
     def last(self) -> Place:
