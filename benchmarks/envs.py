@@ -78,7 +78,7 @@ def ensure(peer: Peer) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peers", nargs="*", choices=[*PEERS, []], help="default: all")
+    parser.add_argument("peers", nargs="*", choices=[*PEERS, []], metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--remake", action="store_true", help="remove and make again")
     options = parser.parse_args()
     for name in options.peers or PEERS:

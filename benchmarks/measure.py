@@ -114,9 +114,7 @@ class Measured:
     high: float | None = None
 
 
-def measure(
-    task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], rounds: int
-) -> Measured:
+def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], rounds: int) -> Measured:
     """All contenders of a task, one repetition each, round after round."""
     kind = task.request["task"]
     entered = [each for each in task.contenders if each.worker in workers]

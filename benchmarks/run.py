@@ -21,6 +21,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from benchmarks.measure import Measured, Running, import_times, measure, running
 from benchmarks.report import as_json, preamble, tables, write_page
 from benchmarks.tasks import OURS, TASKS, WORKERS, Task, folder_of, make_setup
@@ -81,6 +83,11 @@ def measure_model(
 
 def main() -> None:
     options = parse()
+    lock = FileLock(Path(tempfile.gettempdir()) / "patchclamp-benchmark.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit("another benchmark is running on this machine; two at once would measure each other. Try again later")
     given = {model: Path(path) for model, path in (pair.split("=", 1) for pair in options.folder)}
     chosen = [TASKS[name] for name in options.tasks if name != "import"]
     logs = Path(tempfile.mkdtemp(prefix="benchmark-logs-"))

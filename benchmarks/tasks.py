@@ -31,7 +31,7 @@ met by accident halfway to the lighthouse, where there was nobody else to talk t
 came in one night, with a noise like furniture being moved upstairs, and in the morning the boats were rocking at \
 their ropes and the blackboard said nothing at all."""
 LONG_TOKENS = 256
-STEERING_LENGTH = 4.0
+STEERING_LENGTH = 2.0
 """Standard deviation of the steering vector's coordinates: enough to change the text, not to destroy it."""
 SAMPLE = {"loop": 64, "invokes": 64, "batched": 256, "skip": 256}
 """Neurons a slow way of ablating is measured on; its time is scaled up to all 1,536 and marked."""

@@ -75,9 +75,7 @@ class InterpEngine(Worker):
         addresses = [Address("resid_post", layer) for layer in range(self.layers)]
         cache = capture(self.model, clean, addresses)
         found: list[torch.Tensor] = []
-        for rows in chunks(
-            cells(self.layers, corrupted.shape[1], positions), 1 if variant == "loop" else 64
-        ):
+        for rows in chunks(cells(self.layers, corrupted.shape[1], positions), 1 if variant == "loop" else 64):
             with HookManager() as hooks:
                 for layer in sorted({at for at, _ in rows}):
 
@@ -117,9 +115,7 @@ class InterpEngine(Worker):
         spec = SteeringSpec.at(f"resid_post.{STEERED_LAYER}", AddSpec(self.vector, scale=1.0))
         tokens = torch.tensor([self.setup.opening])
         with steer(self.model, spec):
-            steps = generate_stream(
-                self.model, tokens, max_tokens=NEW_TOKENS, temperature=0.0, stop_at_eos=False
-            )
+            steps = generate_stream(self.model, tokens, max_tokens=NEW_TOKENS, temperature=0.0, stop_at_eos=False)
             return torch.tensor([step.token_id for step in steps])
 
 

@@ -43,9 +43,7 @@ class NNsight(Worker):
 
     def load(self, setup: Setup) -> None:
         self.setup = setup
-        self.model: Any = TransformersModel(
-            setup.folder, task="text-generation", dtype=torch.float32, dispatch=True
-        )
+        self.model: Any = TransformersModel(setup.folder, task="text-generation", dtype=torch.float32, dispatch=True)
         self.blocks = self.model.model.layers
         self.layers = len(self.blocks)
         self.vector = torch.tensor(setup.vector)
