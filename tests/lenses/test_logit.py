@@ -48,7 +48,7 @@ def test_several_positions_are_refused():
 
 
 def test_a_word_of_several_tokens_is_refused_by_name():
-    with pytest.raises(TokenError, match="w1 w2.*2"):
+    with pytest.raises(TokenError, match=r"w1 w2.*2"):
         pc.logit_lens(tiny_model("llama"), prompt=PROMPT, watch=["w1 w2"], controls=0)
 
 
