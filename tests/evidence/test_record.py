@@ -172,7 +172,7 @@ def test_page_needs_no_network_and_shows_verdict_and_numbers(measure, model, tmp
     parser = Attributes()
     parser.feed(page)
     assert parser.tags >= {"script", "table", "style"}
-    assert parser.attributes <= {"lang", "charset", "id", "open", "class", "border", "style"}, (
+    assert parser.attributes <= {"lang", "charset", "name", "content", "id", "open", "class", "border", "style"}, (
         "no src, no href"
     )
     assert "@import" not in page.split("<script>")[0]
@@ -196,7 +196,7 @@ def test_page_and_notebook_do_without_chart_and_table(bare, model, tmp_path):
 
 def test_notebook_shows_verdict_picture_and_table(measure, model):
     shown = measure(model, words=["a<b"])._repr_html_()
-    assert "<b>Inconclusive.</b> The effect 0.3 rests on 1 observation" in shown
+    assert "Inconclusive.</b> The effect 0.3 rests on 1 observation" in shown
     assert "<svg" in shown and "a&lt;b" in shown and "<script" not in shown
 
 
