@@ -17,12 +17,13 @@ from patchclamp.tasks import (
 )
 
 AGREEMENT = read_rows("example:agreement", ChoiceRow)
+VALIDATION = read_rows("example:agreement-validation", ChoiceRow)
 CAPITALS = read_rows("example:capitals", ChoiceRow)
 IOI = read_rows("example:ioi", PairRow)
 
 
 def test_the_names_of_the_shipped_files():
-    assert example_names() == ("agreement", "capitals", "ioi", "neutral")
+    assert example_names() == ("agreement", "agreement-validation", "capitals", "ioi", "neutral")
 
 
 def test_every_name_is_a_file():
@@ -30,31 +31,32 @@ def test_every_name_is_a_file():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(FileError, match="agreement, capitals, ioi, neutral"):
+    with pytest.raises(FileError, match="agreement, agreement-validation, capitals"):
         example_file("xyz")
 
 
-@pytest.mark.parametrize(("rows", "at_least"), [(AGREEMENT, 40), (CAPITALS, 60), (IOI, 40)])
+@pytest.mark.parametrize(("rows", "at_least"), [(AGREEMENT, 40), (VALIDATION, 40), (CAPITALS, 60), (IOI, 40)])
 def test_there_are_enough_rows_and_none_twice(rows, at_least):
     assert len(set(rows)) == len(rows) >= at_least
 
 
-@pytest.mark.parametrize("rows", [AGREEMENT, CAPITALS, IOI])
+@pytest.mark.parametrize("rows", [AGREEMENT, VALIDATION, CAPITALS, IOI])
 def test_answers_are_single_words_with_their_leading_space(rows):
     assert all(re.fullmatch(r" [A-Za-z]+", text) for row in rows for text in (row.answer, row.distractor))
 
 
+@pytest.mark.parametrize("rows", [AGREEMENT, VALIDATION])
 class TestAgreement:
-    def test_the_determiner_tells_the_number(self):
+    def test_the_determiner_tells_the_number(self, rows):
         numbers = {"these": "plural", "those": "plural", "this": "singular", "that": "singular"}
 
-        assert all(numbers[row.prompt.split()[-1]] == row.model_extra["number"] for row in AGREEMENT)
+        assert all(numbers[row.prompt.split()[-1]] == row.model_extra["number"] for row in rows)
 
-    def test_the_four_determiners_are_equally_frequent(self):
-        assert set(Counter(row.prompt.split()[-1] for row in AGREEMENT).values()) == {len(AGREEMENT) // 4}
+    def test_the_four_determiners_are_equally_frequent(self, rows):
+        assert set(Counter(row.prompt.split()[-1] for row in rows).values()) == {len(rows) // 4}
 
-    def test_each_plural_row_has_a_singular_twin_with_the_nouns_exchanged(self):
-        for plural, singular in zip(AGREEMENT[::2], AGREEMENT[1::2], strict=True):
+    def test_each_plural_row_has_a_singular_twin_with_the_nouns_exchanged(self, rows):
+        for plural, singular in zip(rows[::2], rows[1::2], strict=True):
             assert plural.prompt.split()[:-1] == singular.prompt.split()[:-1]
             assert (plural.answer, plural.distractor) == (singular.distractor, singular.answer)
 

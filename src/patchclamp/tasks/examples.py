@@ -3,6 +3,7 @@
 Wherever a command or function takes a data file, `example:NAME` stands for one of these:
 
     agreement   choice rows: `She looked at these` -> ` books`, not ` book`
+    agreement-validation   the same with other nouns, to choose on
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs

@@ -1,0 +1,86 @@
+"""The tour's stops, in the lecture's order: which question is asked of which model. Data, but for what a stop has to
+find out by itself first (which neuron to look at), which it does on other data than it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchclamp.evidence.method import Progress
+    from patchclamp.forward import Model
+
+GEMMA, SMOLLM2 = "gemma-3-270m", "smollm2-135m-instruct"
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One section of the report: a question, and the run that answers it."""
+
+    heading: str
+    question: str
+    """What the reader should ask before looking at the chart."""
+    model: str
+    method: str
+    fields: Fields | Callable[[Model, Progress], Fields]
+    """The method's fields, or a function that finds them out on data the report does not use."""
+
+
+def plural_neurons(model: Model, progress: Progress) -> Fields:
+    """The neurons that decide most between `books` and `book` on the validation sentences.
+
+    Ranked by attribution, activation times gradient of the logit difference at the last token: the first-order
+    effect of setting a neuron to zero (attribution patching, Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
+    """
+    import torch
+
+    from patchclamp.forward import Readout
+    from patchclamp.model.tokens import first_difference
+    from patchclamp.tasks.read import read_rows
+    from patchclamp.tasks.rows import ChoiceRow
+
+    sites = [f"neuron.{layer}@last" for layer in range(model.n_layers)]
+    total = torch.zeros(model.n_layers, model.n_neurons(0))
+    rows = read_rows("example:agreement-validation", ChoiceRow)
+    for row in progress.track(rows, "looking for neurons", len(rows)):
+        scored = first_difference(model.tokenizer, row.prompt, row.answer, row.distractor)
+        if scored is None:
+            continue
+        prompt, answer, distractor = scored
+        slopes = model.gradients([prompt], Readout.logit_difference(answer, distractor), sites)
+        values = model.capture([prompt], sites)
+        total += torch.stack([slopes[site][0] * values[site][0] for site in sites])
+    best = total.flatten().topk(PLURAL_NEURONS).indices.tolist()
+    places = [divmod(index, total.shape[1]) for index in best]
+    return {"sites": [f"neuron.{layer}.{unit}@last" for layer, unit in places], "prompts": "example:agreement",
+            "ranked": True}
+
+
+PLURAL_NEURONS = 8
+
+STOPS: tuple[Stop, ...] = (
+    Stop(
+        "Removing neurons, beside random ones",
+        "Which neurons decide between 'these books' and 'this book'? The eight that matter most on other sentences "
+        "are set to zero, one more at a time, beside as many random neurons of the same blocks. The probability moves "
+        "long before the first choice does.",
+        SMOLLM2, "neurons.ablate", plural_neurons,
+    ),
+    Stop(
+        "Which blocks does one answer need?",
+        "John and Mary went to the park, John gave a drink to … whom? Each of the 30 attention and 30 MLP blocks is "
+        "set to zero in turn. Which ones does the model need to say Mary and not John?",
+        SMOLLM2, "circuits.knockout",
+        {"prompt": "John and Mary went to the park, John gave a drink to", "answer": " Mary", "distractor": " John"},
+    ),
+    Stop(
+        "The logit lens: first Poland, then Warsaw",
+        "The residual stream is a highway to which every block adds. Unembedded after each block, what does it say on "
+        "the way from the question to the answer?",
+        GEMMA, "lens.logit",
+        {"prompt": "The capital of Poland is the city of", "watch": (" Warsaw", " Poland")},
+    ),
+)

@@ -1,0 +1,41 @@
+"""Taking the tour: run every stop, keep its record, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from patchclamp.evidence.method import Progress, get_method
+from patchclamp.evidence.page import Section, report
+from patchclamp.evidence.record import write_whole
+from patchclamp.forward import load
+from patchclamp.tour.stops import STOPS, Stop
+
+TITLE = "What happens inside a language model while it answers?"
+INTRODUCTION = (
+    "Each section asks one question of a real language model on this machine, compares what it finds with a control "
+    "and says what follows. A claim may fail on models as small as these; the verdict then says so. Every number can "
+    "be had again: the records lie beside this page."
+)
+
+
+def take(out: Path, progress: Progress, say: Callable[[str], None], stops: Sequence[Stop] = STOPS) -> Path:
+    """Run the stops and write `report.html` and `records/` into the folder `out`; returns the report's path.
+
+    Each record is written as soon as its stop is done, the report at the end. `say` is told each stop as it begins.
+    """
+    model_of = cache(load)
+    sections = []
+    for number, stop in enumerate(stops, 1):
+        say(f"{number} of {len(stops)}: {stop.heading} ({stop.model})")
+        model, method = model_of(stop.model), get_method(stop.method)
+        fields = stop.fields(model, progress) if callable(stop.fields) else stop.fields
+        record = method(model, progress=progress, **fields)
+        record.save(out / "records" / f"{number:02}-{stop.method}.json")
+        sections.append(Section(stop.heading, stop.question, record))
+        if record.verdict:
+            say(f"   {record.verdict.outcome}: {record.verdict.reason}")
+    path = out / "report.html"
+    write_whole(path, report(TITLE, INTRODUCTION, sections).encode())
+    return path

@@ -1,0 +1,74 @@
+"""The guided tour: every stop can be asked, and the whole of it makes a report that works offline."""
+
+import json
+
+import pytest
+
+from patchclamp.cli.app import execute
+from patchclamp.evidence.method import Silent, get_method
+from patchclamp.tasks import ChoiceRow, read_rows
+from patchclamp.tour import STOPS, take
+from patchclamp.tour.stops import PLURAL_NEURONS, plural_neurons
+
+
+@pytest.mark.parametrize("stop", [s for s in STOPS if not callable(s.fields)], ids=lambda s: s.heading)
+def test_every_stop_is_a_valid_question(stop):
+    get_method(stop.method).make_spec(**stop.fields)
+
+
+def test_neurons_are_chosen_on_sentences_the_report_does_not_use():
+    chosen_on = read_rows("example:agreement-validation", ChoiceRow)
+    reported_on = read_rows("example:agreement", ChoiceRow)
+
+    assert not {r.prompt for r in chosen_on} & {r.prompt for r in reported_on}
+    assert not {frozenset((r.answer, r.distractor)) for r in chosen_on} & {
+        frozenset((r.answer, r.distractor)) for r in reported_on}
+
+
+@pytest.mark.weights
+def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2):
+    """Attribution is a first-order estimate; removal itself is the oracle."""
+    from patchclamp.forward import Edit, Readout, Site
+
+    best = plural_neurons(smollm2, Silent())["sites"]
+    assert len(set(best)) == PLURAL_NEURONS
+    site = Site.parse(best[0])
+    rows = read_rows("example:agreement-validation", ChoiceRow)
+
+    def without(edits):
+        return sum(float(smollm2.run(r.prompt, edits, Readout.logit_difference(r.answer, r.distractor))) for r in rows)
+
+    whole = without([])
+    neighbours = [without([Edit.zero(f"neuron.{site.layer}.{(site.unit + i) % 1536}@last")]) for i in (1, 2, 3)]
+    assert whole - without([Edit.zero(best[0])]) > 5 * max(abs(whole - n) for n in neighbours)
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_the_command_writes_the_report_and_every_record(tmp_path, capsys):
+    assert execute(["tour", "--out", str(tmp_path)]) == 0
+
+    said = capsys.readouterr().out
+    report = tmp_path / "report.html"
+    assert said.strip() == f"Report: {report}"
+    page = report.read_text()
+    assert page.count('<h2 id="section-') == len(STOPS)
+    assert "src=" not in page.split("<body>")[1]  # nothing is fetched
+    records = sorted((tmp_path / "records").iterdir())
+    assert [json.loads(r.read_text())["method"] for r in records] == [s.method for s in STOPS]
+    assert all(json.loads(r.read_text())["verdict"] for r in records)
+
+
+@pytest.mark.weights
+def test_a_stop_that_fails_leaves_the_records_before_it_and_no_report(tmp_path):
+    from dataclasses import replace
+
+    from patchclamp.errors import TokenError
+
+    good = next(s for s in STOPS if s.method == "circuits.knockout")
+    bad = replace(good, fields={**good.fields, "answer": " notoneword"})
+    with pytest.raises(TokenError, match="not one token"):
+        take(tmp_path, Silent(), lambda _: None, [good, bad])
+
+    assert [p.name for p in (tmp_path / "records").iterdir()] == ["01-circuits.knockout.json"]
+    assert not (tmp_path / "report.html").exists()
