@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 tour: models ## run the guided tour on real models and write tour/report.html
 	$(BIN)/patchclamp tour --out tour
 
-test: models ## all tests
-	$(BIN)/python -m pytest
+test: models ## all tests, in as many processes as there are cores
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed ## style and types
 	$(BIN)/ruff check src tests benchmarks examples

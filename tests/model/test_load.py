@@ -155,7 +155,9 @@ def test_an_embedded_model_loads_from_the_cache_in_about_a_second(name):
     load_weights(name)
     start = time.process_time()
     loaded = load_weights(name)
-    assert time.process_time() - start < 2.0  # processor time: the machine may be busy with other things
+    # 1.3 s of processor time for Gemma alone on the machine (docs/benchmarks.md), 2.4 s with busy neighbours;
+    # converting again or reading a gigabyte for its hash takes longer than that
+    assert time.process_time() - start < 4.0
     assert loaded.name == name
     assert loaded.hf.dtype == torch.float32
     assert isinstance(loaded.folder, Path)

@@ -273,13 +273,16 @@ class Batch:
 
     def pick(self, value: Tensor, row: int, read: ReadyRead) -> Tensor:
         columns = self.layout.columns(row, read.tokens)
-        picked = value[self._live(row, len(value))][_as_slice(columns)]
+        picked = value[self._live(row, len(value))]
         site = read.read.site
         assert site is not None
+        is_part = len(columns) < self.n_tokens
+        if is_part:
+            picked = picked[_as_slice(columns)]
         if site.unit is not None:
             picked = picked[:, site.unit]
-        if len(columns) < self.n_tokens and not self.keep_graph:
-            picked = picked.clone()
+        if (is_part or site.unit is not None) and not self.keep_graph:
+            picked = picked.clone()  # a view would keep the whole value in memory
         return picked[0] if site.positions.single else picked
 
     def _read_pattern(self, layer: int, x: Tensor, args: tuple, output: Any) -> Tensor:

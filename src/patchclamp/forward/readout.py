@@ -1,5 +1,6 @@
 """Readouts: what is measured at the end of a run, as frozen data. JSON both ways."""
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -108,7 +109,12 @@ class Readout(BaseModel):
     @classmethod
     def value(cls, site: str | Site) -> "Readout":
         """The value at a site, after any edit there."""
-        return cls._make(kind="value", site=Site.parse(site))
+        return cls._value(Site.parse(site))
+
+    @classmethod
+    @lru_cache(maxsize=2**14)
+    def _value(cls, site: Site) -> "Readout":
+        return cls._make(kind="value", site=site)
 
 
 def as_readout(read: "Readout | str | Site") -> Readout:

@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import GetCoreSchemaHandler
@@ -18,6 +19,7 @@ STREAM_POINTS = ("resid_pre", "resid_mid", "resid", "attn", "mlp")
 POINTS = ("embed", *STREAM_POINTS, *UNIT_POINTS, "logits")
 
 _SITE = re.compile(r"(?P<point>[a-z_]+)(?::(?P<name>[^.@\s]+))?(?P<numbers>(?:\.[^.@]*)*)(?:@(?P<positions>.*))?", re.S)
+_FORM = "write point.layer[.unit][@positions], e.g. resid.15@last"
 _NAMED = ("all", "last", "prompt", "response")
 
 
@@ -85,9 +87,16 @@ class Site:
         """Read a site string; a `Site` passes through. Raises SiteError naming what is malformed."""
         if isinstance(string, Site):
             return string
-        match = _SITE.fullmatch(string) if isinstance(string, str) else None
+        if not isinstance(string, str):
+            raise SiteError(f"{string!r} is not a site: {_FORM}")
+        return cls._parse(string)
+
+    @classmethod
+    @lru_cache(maxsize=2**14)
+    def _parse(cls, string: str) -> "Site":
+        match = _SITE.fullmatch(string)
         if match is None:
-            raise SiteError(f"{string!r} is not a site: write point.layer[.unit][@positions], e.g. resid.15@last")
+            raise SiteError(f"{string!r} is not a site: {_FORM}")
         point, name = match["point"], match["name"]
         if point not in POINTS:
             raise SiteError(f"{string!r}: there is no point {point!r}; points are {', '.join(POINTS)}")

@@ -32,7 +32,7 @@ from patchclamp.model.wheels import Part
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 MANIFEST = "patchclamp-manifest.json"
-LAYOUT = 1
+LAYOUT = 2
 """Raise it when the conversion changes: folders written by the older one are then built anew."""
 
 Progress = Callable[[str], None]
@@ -273,11 +273,15 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def _quicken_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Path) -> None:
-    """Spare every later load two readings of tokenizer.json in Python: for Gemma 3.0 s become 1.2 s.
+    """Spare every later load two readings of tokenizer.json in Python (for Gemma 3.0 s become 1.2 s) and the
+    blanks of its indentation, a third of the time that the one reading left takes.
 
     transformers reads it once to learn the added tokens unless the config lists some (the rest are found all
     the same), and once more to rebuild the vocabulary unless the class is the general one.
     """
+    rules = config.with_name("tokenizer.json")
+    compact = json.dumps(json.loads(rules.read_text(encoding="utf-8")), ensure_ascii=False, separators=(",", ":"))
+    rules.write_text(compact, encoding="utf-8")
     named = set(tokenizer.special_tokens_map.values())
     fields = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
     settings = json.loads(config.read_text(encoding="utf-8"))

@@ -65,8 +65,8 @@ STOPS: tuple[Stop, ...] = (
     Stop(
         "Removing neurons, beside random ones",
         "Which neurons decide between 'these books' and 'this book'? The eight that matter most on other sentences "
-        "are set to zero, one more at a time, beside as many random neurons of the same blocks. The probability moves "
-        "long before the first choice does.",
+        "are set to zero, one more at a time, beside as many random neurons of the same blocks. How far does the "
+        "probability move, and how often does the first choice change?",
         SMOLLM2, "neurons.ablate", plural_neurons,
     ),
     Stop(
