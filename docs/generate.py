@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny import CONFIGS, tiny  # noqa: E402
+from tiny import CONFIGS, INSIDE, tiny  # noqa: E402
 
 import patchclamp as pc  # noqa: E402
 from patchclamp.errors import SiteError  # noqa: E402
@@ -24,11 +24,15 @@ Any Hugging Face causal language model is loaded by `pc.load(ref)`: an embedded 
 model runs only with `trust_remote_code`.
 
 On load, identities are measured on a short run and the model is refused if one fails (`patchclamp models check REF`
-prints them). The table shows the largest relative error over all identities and blocks on a tiny randomly initialised
-model of the family's real configuration class, in float32, on the machine that generated this page; the same models are
-tested with every point, edit and mode of execution.
+prints them). An error is relative: for what is added to the residual stream to the terms, number by number (tolerance:
+four units in the last place), for projections and logits to the largest number of the same token. The table shows the
+largest over all identities and blocks on a tiny randomly initialised model of the family's real configuration class, in
+float32, on the machine that generated this page; the same models are tested with every point, edit and mode of
+execution.
 
-An architecture that is not listed is tried with each family's table and used if every identity holds.
+An architecture that is not listed is tried with each family's table and used if every identity holds. It has a `gate`
+only if its product with the up projection is the neuron; its pattern may be edited only if the rows sum to 1; and rows
+that share a prompt are run together only where that changes no number.
 
 | configuration | family | largest error | points it lacks, and why |
 |---|---|---|---|
@@ -38,7 +42,7 @@ An architecture that is not listed is tried with each family's table and used if
 def models_page() -> str:
     """One row a tested configuration."""
     rows = []
-    for name in CONFIGS:
+    for name in (*CONFIGS, *INSIDE):
         anatomy, identities = resolve(tiny(name))
         lacks = []
         for point in POINTS:

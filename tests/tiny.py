@@ -60,12 +60,25 @@ CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "smollm3": lambda: tf.SmolLM3Config(**GQA),
 }
 
+VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+          "image_size": 28, "patch_size": 14}
+INSIDE: dict[str, Callable[[], tf.PretrainedConfig]] = {
+    "gemma3-multimodal": lambda: tf.Gemma3Config(text_config=CONFIGS["gemma3"]().to_dict(), vision_config=VISION,
+                                                 mm_tokens_per_image=4),
+}
+"""Language models inside a model that also sees, to be compared with the language model alone."""
+
+
+def tiny(name: str, attention: str | None = None) -> tf.PreTrainedModel:
+    """One tiny model, the same object at every call: a second one of the same weights may lie elsewhere in memory,
+    where a product of matrices rounds otherwise. `attention`: eager or sdpa."""
+    return _tiny(name, attention)
+
 
 @cache
-def tiny(name: str, attention: str | None = None) -> tf.PreTrainedModel:
-    """One tiny model, the same weights at every call. `attention`: eager or sdpa."""
+def _tiny(name: str, attention: str | None) -> tf.PreTrainedModel:
     torch.manual_seed(sum(map(ord, name)))
-    config = CONFIGS[name]()
+    config = {**CONFIGS, **INSIDE}[name]()
     kwargs = {"attn_implementation": attention} if attention else {}
     model = tf.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **kwargs).eval()
     with torch.no_grad():

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from patchclamp.evidence.store import Store, replay
     from patchclamp.evidence.verdict import Interval, Verdict, judge
     from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, load
+    from patchclamp.lenses.attention import attention
+    from patchclamp.lenses.attribute import attribute
+    from patchclamp.lenses.jacobian import jacobian
+    from patchclamp.lenses.language import language
     from patchclamp.lenses.logit import logit_lens
+    from patchclamp.lenses.patchscope import patchscope
     from patchclamp.neurons.ablate import ablate
 
 _HOME = {
@@ -38,14 +43,19 @@ _HOME = {
     "Store": "evidence.store",
     "Verdict": "evidence.verdict",
     "ablate": "neurons.ablate",
+    "attention": "lenses.attention",
+    "attribute": "lenses.attribute",
     "get_method": "evidence.method",
+    "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
+    "language": "lenses.language",
     "load": "forward",
     "logit_lens": "lenses.logit",
     "method": "evidence.method",
     "methods": "evidence.method",
     "patch": "circuits.patch",
+    "patchscope": "lenses.patchscope",
     "replay": "evidence.store",
     "run": "evidence.method",
 }
@@ -70,14 +80,19 @@ __all__ = [
     "Store",
     "Verdict",
     "ablate",
+    "attention",
+    "attribute",
     "get_method",
+    "jacobian",
     "judge",
     "knockout",
+    "language",
     "load",
     "logit_lens",
     "method",
     "methods",
     "patch",
+    "patchscope",
     "replay",
     "run",
 ]

@@ -8,6 +8,8 @@ import patchclamp as pc
 IOI = {"clean": "w1 w2 w3 w4", "corrupted": "w1 w7 w3 w8", "answer": "w11", "distractor": "w12", "controls": 0}
 ASKED = {
     "lens.logit": {"prompt": "w1 w2 w3", "watch": ["w4"], "controls": 0},
+    "lens.attribute": {"prompt": "w1 w2 w3", "answer": "w4", "distractor": "w5", "controls": 2},
+    "lens.attention": {"prompt": "w1 w2 w3"},
     "circuits.patch": {**IOI, "sites": ("resid", "head")},
     "circuits.knockout": {"prompt": "w1 w2 w3", "answer": "w4", "distractor": "w5"},
     "neurons.ablate": {"sites": ["neuron.1.7", "neuron.1.8"], "ranked": True, "controls": 2},
@@ -24,8 +26,13 @@ def records(tmp_path_factory):
             for name, fields in ASKED.items()}
 
 
+DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.jacobian", "lens.tuned.train", "lens.tuned.apply"}
+"""They need words or a corpus in a real tokenizer's tokens; their own tests draw them."""
+
+
 def test_every_built_in_method_is_drawn_here():
-    assert set(ASKED) == {m.name for m in pc.methods().values() if m.function.__module__.startswith("patchclamp.")}
+    own = {m.name for m in pc.methods().values() if m.function.__module__.startswith("patchclamp.")}
+    assert set(ASKED) | DRAWN_ELSEWHERE == own
 
 
 @pytest.mark.parametrize("name", ASKED)

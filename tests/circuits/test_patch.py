@@ -37,11 +37,17 @@ def test_each_cell_is_the_patch_run_on_its_own():
 
 
 def test_reverse_puts_corrupted_values_into_the_clean_run():
+    """0 is the corrupted run and 1 the clean one in both directions."""
     model = tiny_model("llama")
-    there = pc.patch(model, **ASK, sites=("mlp",), reverse=True).result
-    swapped = {**ASK, "clean": CORRUPTED, "corrupted": CLEAN}
-    back = pc.patch(model, **swapped, sites=("mlp",)).result
-    assert [c.effect for c in there.cells] == pytest.approx([c.effect for c in back.cells], abs=1e-4)
+    there = pc.patch(model, **ASK, sites=("mlp", "resid_pre"), reverse=True).result
+    read = pc.Readout.logit_difference("w11", "w12")
+    span = there.clean_logit_difference - there.corrupted_logit_difference
+    for cell in there.cells[::4]:
+        plan = pc.Plan.of([(CLEAN, [pc.Edit.swap(cell.site, CORRUPTED)], [read])])
+        alone = float(model.execute(plan, "single")[0][0])
+        assert cell.effect == pytest.approx((alone - there.corrupted_logit_difference) / span, abs=1e-3)
+    same = next(c for c in there.cells if c.site == "resid_pre.0@0")
+    assert same.effect == pytest.approx(1, abs=1e-4)
 
 
 def test_every_block_and_position_or_head_has_a_cell():

@@ -23,7 +23,7 @@ def test_one_json_object_charts_record_and_replay(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert list(record) == ["method", "spec", "result", "verdict", "provenance"]
-    assert set(record["result"]["layers"][0]) == {"layer", "top", "watch"}
+    assert set(record["result"]["layers"][0]) >= {"layer", "top", "watch", "entropy", "kl"}
     assert (tmp_path / "lens.html").read_text().startswith("<!DOCTYPE html>")
     assert (tmp_path / "lens.png").read_bytes().startswith(b"\x89PNG")
     (stored,) = (tmp_path / "runs").iterdir()

@@ -176,3 +176,9 @@ def test_wrong_input_is_refused(change, message):
     arguments = {"effect": [1.0], "control": [1.0], "claim": "x"} | change
     with pytest.raises(InputError, match=message):
         judge(**arguments)
+
+
+def test_controls_that_all_came_out_the_same_show_no_spread():
+    """Six groups at exactly 0 are exceeded by chance once in seven trials; nineteen once in twenty."""
+    assert judge(0.3, [0.0] * 6, claim="x", against="distribution").outcome == "inconclusive"
+    assert judge(0.3, [0.0] * 19, claim="x", against="distribution").outcome == "supported"

@@ -306,3 +306,26 @@ def test_real_stream_joins_to_the_answer_even_in_the_middle_of_a_character(smoll
     prompt = "🎉🎊🥳🎉🎊🥳🎉🎊🥳🎉🎊"
     for n in (1, 2, 3, 4, 5):
         assert "".join(smollm2.stream(prompt, max_new_tokens=n)) == smollm2.generate(prompt, max_new_tokens=n).text
+
+
+def test_each_prompt_can_have_its_own_edits():
+    model = tiny_model("llama")
+    prompts = [tuple(range(10, 16)), tuple(range(20, 29))]
+    edits = [[Edit.zero("mlp.1")], [Edit.scale("attn.0@response", 3.0)]]
+    together = model.generate(prompts, edits, max_new_tokens=6)
+    alone = [model.generate(p, e, max_new_tokens=6) for p, e in zip(prompts, edits, strict=True)]
+    assert [g.tokens for g in together] == [g.tokens for g in alone]
+
+
+def test_swaps_of_several_prompts_are_all_at_hand():
+    model = tiny_model("llama")
+    prompt, sources = tuple(range(10, 16)), [tuple(range(20, 25)), tuple(range(30, 37))]
+    edits = [[Edit.swap("resid.1@last", source)] for source in sources]
+    together = model.generate([prompt, prompt], edits, max_new_tokens=4)
+    alone = [model.generate(prompt, e, max_new_tokens=4) for e in edits]
+    assert [g.tokens for g in together] == [g.tokens for g in alone]
+
+
+def test_lists_of_edits_have_to_match_the_prompts():
+    with pytest.raises(EditError, match="2 lists of edits for 1 prompts"):
+        tiny_model("llama").generate([(1, 2, 3)], [[Edit.zero("mlp.1")], []], max_new_tokens=2)

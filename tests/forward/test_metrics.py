@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from patchclamp.errors import InputError, RunError
+from patchclamp.forward import metrics
 from patchclamp.forward.metrics import (
     cross_entropy,
     entropy,
@@ -232,3 +233,19 @@ def test_mismatched_shapes_are_refused():
 def test_nan_logits_have_no_order(metric):
     with pytest.raises(RunError, match="NaN"):
         metric(torch.tensor([[0.0, math.nan]]))
+
+
+class TestTop:
+    @settings(max_examples=80)
+    @given(st.lists(st.sampled_from([-900.0, 0.0, 1.0, 800.0]), min_size=1, max_size=9), st.integers(1, 9))
+    def test_it_is_the_order_of_rank(self, logits, k):
+        """Ties everywhere, and values whose probabilities underflow."""
+        row = torch.tensor([logits])
+        ranks = [int(metrics.rank(row, i)) for i in range(len(logits))]
+        values, ids = metrics.top(row, k)
+        assert ids[0].tolist() == sorted(range(len(logits)), key=ranks.__getitem__)[:k]
+        assert torch.equal(values, row.gather(-1, ids))
+
+    def test_a_smaller_count_is_the_beginning_of_a_larger_one(self):
+        row = torch.tensor([[1000.0, 0.0, 500.0]])
+        assert metrics.top(row, 2)[1].tolist() == [[0, 2]]

@@ -1,10 +1,15 @@
 """What the fast mode leaves out: exactness of each shortcut, and that it is really taken."""
 
+from functools import partial
+
 import pytest
 import torch
-from tiny import tiny_model
+import transformers as tf
+from oracle import logits
+from tiny import GQA, ids, tiny_model, wrap
 
 import patchclamp as pc
+from patchclamp.errors import PromptError
 from patchclamp.forward import execute
 
 CLEAN, OTHER = (10, 11, 12, 13, 14, 15, 16, 17), (10, 11, 12, 60, 14, 15, 16, 17)
@@ -91,6 +96,51 @@ def test_a_prefix_nobody_changes_is_computed_once(batches, monkeypatch):
     sites = [f"mlp.{layer}@{p}" for layer in range(3) for p in (5, 6, 7)]
     agree(model, pc.Plan.of([(CLEAN, [pc.Edit.zero(site)], READ) for site in sites]))
     assert batches[0].start > 0
+
+
+def with_rope(config, **rope):
+    torch.manual_seed(0)
+    hf = tf.AutoModelForCausalLM.from_config(config(rope_parameters={"rope_theta": 1e4, **rope})).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return wrap(hf, "rope")
+
+
+@pytest.fixture(scope="module")
+def longrope():
+    """A tiny Phi-3 whose prompts of more than 8 tokens are turned by other angles."""
+    config = partial(tf.Phi3Config, **GQA, original_max_position_embeddings=8)
+    return with_rope(config, rope_type="longrope", short_factor=[1.0] * 4, long_factor=[4.0] * 4,
+                     original_max_position_embeddings=8)
+
+
+@pytest.mark.parametrize("mode", ["single", "batch", "fast"])
+def test_prompts_on_both_sides_of_a_window_keep_their_angles(longrope, mode):
+    """transformers decides for the whole batch by its longest prompt."""
+    prompts = [ids(5, 1), ids(12, 2), ids(8, 3), ids(9, 4)]
+    for got, prompt in zip(longrope.run(prompts, mode=mode), prompts, strict=True):
+        torch.testing.assert_close(got, logits(longrope.hf, prompt)[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "is_cached"), [(8, True), (12, False)])
+def test_a_prompt_beyond_the_window_has_no_cached_prefix(longrope, batches, monkeypatch, n, is_cached):
+    """A prefix alone would be within the window, and its keys turned by other angles than the prompt's."""
+    monkeypatch.setattr(execute, "PASS_COST", 1)
+    edits = [pc.Edit.scale(f"mlp.{layer}@{p}", 2.0) for layer in range(3) for p in range(n - 3, n)]
+    agree(longrope, pc.Plan.of([(ids(n), [edit], READ) for edit in edits]))
+    assert (batches[0].start > 0) is is_cached
+
+
+def test_dynamic_angles_are_the_plain_ones_within_the_context(batches, monkeypatch):
+    """They change only beyond the context, which no prompt may exceed, so rows and prefixes go together."""
+    monkeypatch.setattr(execute, "PASS_COST", 1)
+    model = with_rope(partial(tf.LlamaConfig, **GQA), rope_type="dynamic", factor=2.0)
+    prompts = [ids(128, 1), ids(5, 2), ids(128, 3)]
+    for got, prompt in zip(model.run(prompts), prompts, strict=True):
+        torch.testing.assert_close(got, logits(model.hf, prompt)[-1], rtol=0, atol=1e-5)
+    with pytest.raises(PromptError, match="context is 128"):
+        model.run(ids(129))
 
 
 def test_an_exhausted_memory_is_said_in_one_sentence(monkeypatch):

@@ -19,7 +19,6 @@ from safetensors import SafetensorError
 
 from patchclamp.errors import ModelError, RunError
 from patchclamp.model import embedded
-from patchclamp.model.cache import cache_dir
 from patchclamp.model.embedded import EMBEDDED, MANIFEST, EmbeddedModel, fetch, folder_of, is_cached, nearest
 from patchclamp.model.load import load_weights
 from patchclamp.model.read import Options, read_gguf
@@ -63,7 +62,7 @@ def small(gguf_file, tmp_path, monkeypatch) -> EmbeddedModel:
 
 def left_over() -> list[str]:
     """What lies in the cache besides the finished model and its lock."""
-    return sorted(p.name for p in (cache_dir() / "models").iterdir() if p.name not in ("small", ".small.lock"))
+    return sorted(p.name for p in folder_of("small").parent.iterdir() if p.name not in ("small", ".small.lock"))
 
 
 def forbid_building(monkeypatch) -> None:
@@ -129,9 +128,9 @@ def change_a_byte(folder):
     path.write_bytes(path.read_bytes()[:-1] + b"!")
 
 
-def convert_as_an_older_release(folder):
+def convert_another_file(folder):
     path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"layout": 0}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gguf_sha256": "0" * 64}))
 
 
 def write_nonsense(folder):
@@ -140,7 +139,7 @@ def write_nonsense(folder):
 
 @pytest.mark.parametrize(
     "harm",
-    [delete_manifest, delete_tokenizer, cut_weights, change_a_byte, convert_as_an_older_release, write_nonsense],
+    [delete_manifest, delete_tokenizer, cut_weights, change_a_byte, convert_another_file, write_nonsense],
 )
 def test_a_harmed_folder_is_noticed_and_built_anew(small, harm: Callable[[Path], None]):
     whole = (fetch("small") / "model.safetensors").read_bytes()
@@ -151,8 +150,20 @@ def test_a_harmed_folder_is_noticed_and_built_anew(small, harm: Callable[[Path],
     assert left_over() == []
 
 
+def test_an_older_and_a_newer_layout_lie_side_by_side(small, monkeypatch):
+    """Two releases on one machine would otherwise build the model anew at every turn."""
+    older = fetch("small")
+    with monkeypatch.context() as newer_release:
+        newer_release.setattr(embedded, "LAYOUT", embedded.LAYOUT + 1)
+        assert not is_cached("small")
+        assert fetch("small") != older
+        assert is_cached("small")
+    forbid_building(monkeypatch)
+    assert fetch("small") == older
+
+
 def test_what_a_killed_run_left_is_removed(small):
-    partial = cache_dir() / "models" / ".small.killed.partial"
+    partial = folder_of("small").parent / ".small.killed.partial"
     partial.mkdir(parents=True)
     (partial / "model.gguf").write_bytes(b"half")
     fetch("small")

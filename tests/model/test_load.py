@@ -11,6 +11,7 @@ from tiny import tiny, tiny_tokenizer
 
 from patchclamp.errors import ModelError, RunError
 from patchclamp.model import load as load_module
+from patchclamp.model.check import resolve
 from patchclamp.model.load import check_device, check_dtype, load_weights
 from patchclamp.model.loaded import Loaded
 
@@ -102,6 +103,15 @@ def test_a_device_map_is_passed_on(folder):
     assert load_weights(folder, device_map={"": "cpu"}).hf.device == torch.device("cpu")
     with pytest.raises(ModelError, match="device_map"):
         load_weights(folder, device_map="everywhere")
+
+
+def test_weights_that_are_offloaded_are_refused(folder, tmp_path):
+    """What lies on the disk is on the device `meta` here, where nothing can be computed from it."""
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+              "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
+    loaded = load_weights(folder, device_map=places)
+    with pytest.raises(ModelError, match=r"9 parameters .*model\.layers\.1\.\S+\) are not in memory: device_map"):
+        resolve(loaded.hf)
 
 
 def test_attention_is_chosen_by_name(folder):

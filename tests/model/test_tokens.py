@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tiny import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from patchclamp.errors import PromptError, SiteError, TokenError
-from patchclamp.model.tokens import encode, first_difference, pieces, single_token
+from patchclamp.model.tokens import encode, first_difference, pieces, single_token, token_text
 
 weights = pytest.mark.weights
 USER = {"role": "user", "content": "Where is Warsaw?"}
@@ -80,7 +82,77 @@ def test_single_token_names_the_tokens():
         single_token(tiny_tokenizer(), "")
 
 
+def word_level(words, pre_tokenizer, decoder):
+    """A tokenizer that looks whole words up."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizer, decoder
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>")
+
+
+@pytest.fixture
+def like_llama2():
+    """Puts a space before every text and takes it off again when it decodes."""
+    words = ["<unk>", "<eos>", "▁Paris", "Paris", "▁", "▁▁", "▁the"]
+    return word_level(words, pre_tokenizers.Metaspace(prepend_scheme="always"), decoders.Metaspace())
+
+
+@pytest.mark.parametrize(
+    ("text", "token"), [(" Paris", 2), ("Paris", 3), (" ", 4), ("  ", 5), (" the", 6), ("<eos>", 1), ("<unk>", 0)]
+)
+def test_a_token_is_the_one_whose_text_was_asked_for(like_llama2, text, token):
+    """'Paris' and ' Paris' are two tokens, though the tokenizer reads both as the second."""
+    assert single_token(like_llama2, text) == token
+    assert token_text(like_llama2, token) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("the", r"tokenizer makes ' the' of it \(did you mean ' the', with a leading space\?\)"),
+        ("▁Paris", "not one token"),
+        ("London", r"not in the vocabulary, so the tokenizer makes '.*<unk>' of it"),
+    ],
+)
+def test_a_text_that_no_token_has_is_refused(like_llama2, text, message):
+    """A token that says something else would be measured in its place, in silence."""
+    with pytest.raises(TokenError, match=message):
+        single_token(like_llama2, text)
+
+
+def test_an_unknown_word_is_not_the_token_for_unknown_words():
+    with pytest.raises(TokenError, match="'Warsaw' is not one token of this model: it is not in the vocabulary"):
+        single_token(tiny_tokenizer(), "Warsaw")
+
+
+def test_a_tokenizer_larger_than_the_model_is_noticed():
+    """Of a prompt, of ids and of a watched word."""
+    for prompt in ("w1 w90", (5, 94)):
+        with pytest.raises(PromptError, match=r"'w90' is token 94, and the model knows only 90 tokens \(0 to 89\)"):
+            encode(tiny_tokenizer(), prompt, None, 90)
+    with pytest.raises(TokenError, match="'w90' is token 94, and the model knows only 90"):
+        single_token(tiny_tokenizer(), "w90", 90)
+    assert encode(tiny_tokenizer(), "w1 w80", None, 90).ids == (5, 84)
+
+
 # Real tokenizers
+
+
+@weights
+@pytest.mark.parametrize("text", ["ĠParis", "Ã©", "▁Paris"])
+def test_the_vocabularys_own_spelling_is_no_text(real, text):
+    """'Ġ', 'Ã©' and '▁' stand for other characters there."""
+    with pytest.raises(TokenError, match="not one token of this model"):
+        single_token(real, text)
+
+
+@weights
+def test_every_token_with_a_text_is_found_by_it(real):
+    """Every 97th; where two tokens have one text (a byte and its character), one of them."""
+    for token in range(0, len(real), 97):
+        text = token_text(real, token)
+        if text and "�" not in text:
+            assert token_text(real, single_token(real, text)) == text
+
 
 TEXTS = (
     "The capital of Poland is Warsaw",
@@ -179,7 +251,9 @@ def test_every_ordinary_token_is_found_by_its_text(real):
 @weights
 def test_a_word_of_several_tokens_is_named_with_its_tokens(smollm2):
     """And the leading space is suggested where it is missing."""
-    with pytest.raises(TokenError, match=r"not one token of this model but \d: .*leading space"):
+    with pytest.raises(TokenError, match=r"not one token of this model but \d: .*did you mean ' Warsaw', with a lead"):
+        single_token(smollm2.tokenizer, "Warsaw")
+    with pytest.raises(TokenError, match=r"not one token of this model but \d: '[^()]*'$"):
         single_token(smollm2.tokenizer, "Warszawa")
 
 

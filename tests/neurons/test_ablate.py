@@ -99,3 +99,33 @@ def test_a_plural_neuron_of_smollm2_stands_out_from_random_ones(smollm2, tmp_pat
     assert record.verdict.outcome == "supported"
     assert record.verdict.effect.high < record.verdict.control.low
     assert record.result.right == 1.0
+
+
+def test_more_heads_than_a_block_has_left_have_no_control_but_an_effect(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6, w7, w8\n")
+    record = pc.ablate(tiny_model("llama"), sites=["head.1.0", "head.1.1", "head.1.2"], prompts=str(path))
+    group = record.result.groups[0]
+    assert group.effect.logit_difference != 0
+    assert not group.random.logit_difference.exists
+    assert record.verdict.outcome == "inconclusive"
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def test_a_share_lies_between_nothing_and_all(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6, w7, w8\n")
+    record = pc.ablate(tiny_model("llama"), sites=["neuron.1.0"], prompts=str(path), controls=3)
+    flips = record.result.groups[0].random.flips
+    assert 0 <= flips.low <= flips.high <= 1
+
+
+def test_the_files_that_were_read_are_in_the_provenance_and_paths_are_absolute(tmp_path, monkeypatch):
+    import hashlib
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.csv"
+    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6, w7, w8\n")
+    record = pc.ablate(tiny_model("llama"), sites=["neuron.1.0"], prompts="c.csv", controls=3)
+    assert record.spec.prompts == str(path)
+    assert record.provenance.inputs == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}

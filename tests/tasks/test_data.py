@@ -23,7 +23,8 @@ IOI = read_rows("example:ioi", PairRow)
 
 
 def test_the_names_of_the_shipped_files():
-    assert example_names() == ("agreement", "agreement-validation", "capitals", "ioi", "neutral")
+    assert example_names() == (
+        "agreement", "agreement-validation", "capitals", "country-capital", "ioi", "neutral", "words")
 
 
 def test_every_name_is_a_file():

@@ -30,7 +30,7 @@ def patching_chart(result: "Patching") -> alt.TopLevelMixin:
                 x=alt.X("column:N", sort=columns, title="head" if is_head else "token",
                         axis=alt.Axis(labelAngle=0 if is_head else -45)),
                 y=alt.Y("block:O", sort="descending", axis=alt.Axis(labelOverlap=False)),
-                color=alt.Color("share:Q", scale=DIVERGING, title="share moved"),
+                color=alt.Color("share:Q", scale=DIVERGING, title="share of clean"),
                 tooltip=["site", alt.Tooltip("share", format=".3f")],
             ).properties(
                 width=heatmap_size(len(columns), cell=24), height=heatmap_size(data["block"].nunique(), cell=12),

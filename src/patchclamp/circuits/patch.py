@@ -2,8 +2,9 @@
 
     effect = (d_patched - d_corrupted) / (d_clean - d_corrupted)        d = logit(answer) - logit(distractor)
 
-0: the patched run answers as the corrupted one; 1: as the clean one. Vig et al. 2020; Meng et al. 2022 ("causal
-tracing"); Heimersheim & Nanda 2024, arXiv 2404.15255, on reading it.
+0: the patched run answers as the corrupted one; 1: as the clean one. So a site that matters has an effect near 1 where
+clean values are put into the corrupted run, and near 0 in reverse, where the other sites stay near 1. Vig et al. 2020;
+Meng et al. 2022 ("causal tracing"); Heimersheim & Nanda 2024, arXiv 2404.15255, on reading it.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -41,7 +42,8 @@ class PatchSpec(Spec):
     positions: Literal["all", "last"] = "all"
     """Every token position in turn, or only the last. A head is patched at all of them at once, or at the last."""
     reverse: bool = False
-    """Put corrupted values into the clean run instead: which are needed rather than which suffice."""
+    """Put corrupted values into the clean run instead: which are needed rather than which suffice. Effects then run
+    from 1, nothing lost, to 0, all lost."""
     controls: int = Field(12, ge=0, le=60)
     """With how many unrelated prompts the strongest site is patched as a control; 0 for no verdict."""
 
@@ -52,7 +54,7 @@ class Cell(BaseModel):
     site: str
     """The site with its position, e.g. resid.12@9."""
     effect: float
-    """Share of the clean-corrupted difference moved: 0 none, 1 all."""
+    """Share of the clean-corrupted difference that the patched run has: 0 as the corrupted run, 1 as the clean one."""
     point: str
     layer: int
     unit: int | None
@@ -72,11 +74,11 @@ class Patching(Result):
     reverse: bool
 
     def table(self) -> "pandas.DataFrame":
-        """One row a site, strongest first."""
+        """One row a site, the one that moved most first."""
         import pandas
 
         rows = [{**c.model_dump(), "token": self._token(c)} for c in self.cells]
-        return pandas.DataFrame(rows).sort_values("effect", ascending=False, ignore_index=True)
+        return pandas.DataFrame(rows).sort_values("effect", ascending=self.reverse, ignore_index=True)
 
     def _token(self, cell: Cell) -> str:
         tokens = self.tokens_clean if self.reverse else self.tokens_corrupted
@@ -108,14 +110,14 @@ def patch(model: Model, spec: PatchSpec, progress: Progress) -> Outcome:
     rows = [(spec.clean, [], [readout]), (spec.corrupted, [], [readout]),
             *((target, [Edit.swap(site, source)], [readout]) for site in sites)]
     d_clean, d_corrupted, *patched = [float(v[0]) for v in model.execute(Plan.of(rows), track=progress.track)]
-    start, end = (d_clean, d_corrupted) if spec.reverse else (d_corrupted, d_clean)
-    if abs(end - start) < 1e-3:
+    span = d_clean - d_corrupted
+    if abs(span) < 1e-3:
         raise SpecError(
             f"the logit difference is {d_clean:.3f} on the clean and {d_corrupted:.3f} on the corrupted prompt: there "
             "is nothing to move. Choose prompts that the model answers differently"
         )
     cells = [
-        Cell(site=str(site), effect=(d - start) / (end - start), point=site.point, layer=site.layer or 0,
+        Cell(site=str(site), effect=(d - d_corrupted) / span, point=site.point, layer=site.layer or 0,
              unit=site.unit, position=site.positions.index if site.positions.kind == "index" else None)
         for site, d in zip(sites, patched, strict=True)
     ]
@@ -123,7 +125,7 @@ def patch(model: Model, spec: PatchSpec, progress: Progress) -> Outcome:
         cells=cells, clean_logit_difference=d_clean, corrupted_logit_difference=d_corrupted,
         tokens_clean=list(clean.pieces), tokens_corrupted=list(corrupted.pieces), reverse=spec.reverse,
     )
-    return result, _verdict(model, spec, cells, target, readout, start, end) if spec.controls else None
+    return result, _verdict(model, spec, cells, target, readout, (d_corrupted, span)) if spec.controls else None
 
 
 def _sites(model: Model, spec: PatchSpec, n_tokens: int) -> list[Site]:
@@ -140,17 +142,17 @@ def _sites(model: Model, spec: PatchSpec, n_tokens: int) -> list[Site]:
 
 
 def _verdict(
-    model: Model, spec: PatchSpec, cells: list[Cell], target: str, readout: Readout, start: float, end: float
+    model: Model, spec: PatchSpec, cells: list[Cell], target: str, readout: Readout, scale: tuple[float, float]
 ) -> Verdict:
     """The strongest site against the same site patched from neutral texts of the same length."""
     n = len(model.encode(target))
     trivial = [c for c in cells if c.point.startswith("resid") and c.position == n - 1]
-    best = max([c for c in cells if c not in trivial] or cells, key=lambda c: c.effect)
+    best = (min if spec.reverse else max)([c for c in cells if c not in trivial] or cells, key=lambda c: c.effect)
     texts = [ids for t in neutral_texts() if len(ids := model.encode(t).ids) >= n][: spec.controls]
     rows = [(target, [Edit.swap(best.site, ids[:n])], [readout]) for ids in texts]
-    control = [(float(v[0]) - start) / (end - start) for v in model.execute(Plan.of(rows))]
+    control = [(float(v[0]) - scale[0]) / scale[1] for v in model.execute(Plan.of(rows))]
     return judge(
-        best.effect, control, direction="greater", against="distribution", seed=spec.seed,
+        best.effect, control, direction="less" if spec.reverse else "greater", against="distribution", seed=spec.seed,
         claim=f"{best.site} carries what decides between {spec.answer!r} and {spec.distractor!r} (share of the logit "
-              "difference moved, against values from unrelated texts at the same site)",
+              "difference kept, against values from unrelated texts at the same site)",
     )

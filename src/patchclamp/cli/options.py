@@ -37,6 +37,8 @@ from patchclamp.evidence.cli_hints import CommaList, Positional
 SCALARS = ("integer", "number", "boolean", "string")
 METAVARS = {"integer": "INT", "number": "FLOAT", "boolean": "BOOL", "string": "TEXT"}
 NESTED = re.compile(r"\s*(\{|\[\s*[\[{])")
+OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A comma that parts a list's values, not one within quotes: resid.1@"w1, w2",mlp.3."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -215,7 +217,7 @@ class Option:
         if shape.items is None:
             return scalar(texts[-1], shape)
         if self.comma:
-            texts = [part.strip() for text in texts for part in text.split(",") if text.strip()]
+            texts = [part.strip() for text in texts for part in OUTSIDE_QUOTES.split(text) if text.strip()]
         if len(texts) == 1 and shape.is_scalar:
             return scalar(texts[0], shape)
         return [scalar(text, shape.items) for text in texts]

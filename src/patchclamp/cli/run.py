@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
     """Run `method` as the common options say and print the record.
 
-    What is wrong with the options is said before the model is loaded, and the record is stored before
-    anything else is written, so that no finished run is lost."""
+    What is wrong with the options is said before the model is loaded, the record is stored before anything
+    else is written, and shown even if it cannot be stored, so that no finished run is lost."""
     check_places(options)
     with standard_output_kept_clean(), TerminalProgress() as progress:
         record = method.run(load_model(options), spec, progress)
-        stored = store(record, options)
-        for path in filter(None, (options.html, options.png)):
+        stored, failure = store(record, options)
+        for path in filter(None, (options.html, options.png)) if failure is None else ():
             save_chart(record, path, stored)
     if options.as_json:
         say_json(record.to_json())
     else:
         show(record)
+    if failure is not None:
+        raise failure
     tell = note if options.as_json else say
     for path in filter(None, (options.html, options.png)):
         tell(f"Chart: {path}")
@@ -58,15 +60,18 @@ def load_model(options: RunOptions) -> Model:
     )
 
 
-def store(record: Record, options: RunOptions) -> Path | None:
-    """Write the record where the options say; None if they say nowhere."""
-    if options.no_record:
-        return None
-    if options.out:
-        return record.save(options.out / "record.json")
+def store(record: Record, options: RunOptions) -> tuple[Path | None, RunError | None]:
+    """Write the record where the options say: its place, if they name one, and what kept it from being written.
+
+    The error is for after the result was shown: a run that is done must not be lost to a full disk."""
     from patchclamp.evidence.store import Store
 
-    return Store().save(record)
+    if options.no_record:
+        return None, None
+    try:
+        return (record.save(options.out / "record.json") if options.out else Store().save(record)), None
+    except RunError as error:
+        return None, error
 
 
 def save_chart(record: Record, path: Path, stored: Path | None) -> None:
@@ -105,6 +110,11 @@ def check_places(options: RunOptions) -> None:
         _check_folder(option, path.absolute().parent)
     if options.out:
         _check_folder("--out", options.out.absolute())
+    elif not options.no_record:
+        from patchclamp.evidence.store import FOLDER_VARIABLE, default_folder
+
+        where = f"the store of records ({FOLDER_VARIABLE}; --no-record does without)"
+        _check_folder(where, default_folder().absolute())
 
 
 def _check_folder(option: str, folder: Path) -> None:

@@ -20,6 +20,7 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.provenance import provenance_of
 from patchclamp.evidence.record import Record
 from patchclamp.evidence.verdict import Verdict
+from patchclamp.tasks.files import noting_files
 
 if TYPE_CHECKING:
     import altair
@@ -34,6 +35,12 @@ BUILT_IN = (
     "patchclamp.plain.capture",
     "patchclamp.plain.generate",
     "patchclamp.lenses.logit",
+    "patchclamp.lenses.attribute",
+    "patchclamp.lenses.attention",
+    "patchclamp.lenses.language",
+    "patchclamp.lenses.patchscope",
+    "patchclamp.lenses.tuned",
+    "patchclamp.lenses.jacobian",
     "patchclamp.neurons.ablate",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
@@ -112,8 +119,10 @@ class Method:
     def run(self, model: Model, spec: Spec, progress: Progress | None = None) -> Record:
         """Run on `model`; the record holds spec, result, verdict and provenance, and is not yet stored."""
         started = time.perf_counter()
-        result, verdict = self.function(model, spec, progress or Silent())
-        provenance = provenance_of(model, seed=spec.seed, duration=time.perf_counter() - started)
+        with noting_files() as files:
+            result, verdict = self.function(model, spec, progress or Silent())
+        duration = time.perf_counter() - started
+        provenance = provenance_of(model, seed=spec.seed, duration=duration, inputs=files)
         return Record(method=self.name, spec=spec, result=result, verdict=verdict, provenance=provenance)
 
 

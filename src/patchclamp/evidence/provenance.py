@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from patchclamp.tasks.examples import EXAMPLE_PREFIX, data_folder
+from patchclamp.tasks.files import hash_of_file
 
 if TYPE_CHECKING:
     from patchclamp.forward import Model
@@ -38,6 +43,8 @@ class Provenance(BaseModel):
     """Versions of Python, patchclamp, torch, transformers and numpy (whose generator draws the controls)."""
     platform: str
     """Operating system and processor."""
+    inputs: dict[str, str] = {}
+    """The data files that were read, with their sha256; those that come with patchclamp by name."""
     threads: int = Field(ge=1)
     """Threads torch computed with: they change the order of sums, and so the last digits."""
     started: AwareDatetime
@@ -46,8 +53,8 @@ class Provenance(BaseModel):
     """How long it took, seconds."""
 
 
-def provenance_of(model: Model, *, seed: int, duration: float) -> Provenance:
-    """The provenance of a run of `model` that ends now and took `duration` seconds."""
+def provenance_of(model: Model, *, seed: int, duration: float, inputs: Iterable[Path] = ()) -> Provenance:
+    """The provenance of a run of `model` that ends now, took `duration` seconds and read the files `inputs`."""
     import torch
 
     return Provenance(
@@ -60,10 +67,17 @@ def provenance_of(model: Model, *, seed: int, duration: float) -> Provenance:
         seed=seed,
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         platform=platform.platform(),
+        inputs={_named(path): hash_of_file(path) for path in sorted(inputs)},
         threads=torch.get_num_threads(),
         started=datetime.now(UTC) - timedelta(seconds=duration),
         duration=duration,
     )
+
+
+def _named(path: Path) -> str:
+    """A file by its place, one that comes with patchclamp by its name, wherever that is installed."""
+    is_own = path.parent == data_folder()
+    return f"{EXAMPLE_PREFIX}{path.stem}" if is_own else str(path.absolute())
 
 
 def _version(package: str) -> str:

@@ -17,6 +17,10 @@ FEWEST = 6
 time (2 · 2⁻⁵), six 3 %. In simulations two samples of one normal distribution came out as different 35 % of
 the time with two observations each, 3 % with six."""
 
+FEWEST_EQUAL = 19
+"""Control groups that all came out the same have no spread to extrapolate from; that the effect exceeds them all
+then happens by chance once in as many trials as there are groups and one: 19 groups make that 5 %."""
+
 Direction = Literal["differs", "greater", "less"]
 Against = Literal["mean", "distribution"]
 Outcome = Literal["supported", "not supported", "inconclusive"]
@@ -39,8 +43,8 @@ class Interval(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    mean: float
-    """The mean over the sample."""
+    mean: Bound
+    """The mean over the sample; NaN, in JSON null, if there was no sample."""
     low: Bound
     """The lower end (2.5 % quantile of the bootstrap means); NaN, in JSON null, if there is none."""
     high: Bound
@@ -97,7 +101,7 @@ def judge(
     Then two intervals decide, so that every reader can check the verdict from the numbers printed:
 
     1. too little to compare (against the mean, fewer than `FEWEST` values on a side; against the
-       distribution, fewer than 2 groups): inconclusive;
+       distribution, fewer than 2 groups, or than `FEWEST_EQUAL` that all came out the same): inconclusive;
     2. the effect's mean lies inside the control's interval or on the side not claimed: not supported;
     3. the whole effect interval lies beyond the control's, on the side claimed: supported;
     4. else, the mean beyond and the intervals overlapping: inconclusive.
@@ -138,6 +142,9 @@ def _decide(
     few = _too_few("The control", control, control_size, 2 if is_distribution else FEWEST)
     if not is_distribution:
         few = few or _too_few("The effect", effect, effect_size, FEWEST)
+    if not few and is_distribution and control.low == control.high and control_size < FEWEST_EQUAL:
+        few = (f"The {control_size:.0f} control groups all came out as {control.mean:.3g}, which shows no spread to "
+               f"compare with; {FEWEST_EQUAL} such groups would do")
     if few:
         return "inconclusive", few
     what = "what 95 % of control groups do" if is_distribution else "the control"

@@ -1,8 +1,9 @@
 """Touching a model: sites, edits, readouts, plans, and the one engine that executes them."""
 
+from patchclamp.forward.calls import Capture
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.generate import Generated
-from patchclamp.forward.model import Capture, Model, load
+from patchclamp.forward.model import Model, load
 from patchclamp.forward.plan import Plan, Row
 from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Site

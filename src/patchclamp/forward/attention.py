@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchclamp.errors import EditError
 from patchclamp.model.anatomy import Anatomy
 
 NAME = "patchclamp_eager"
@@ -43,12 +44,18 @@ def _register() -> None:
 
 @contextmanager
 def attention_weights(anatomy: Anatomy, needed: bool, changes: Changes) -> Iterator[None]:
-    """Compute attention weights explicitly for one run, with `changes` made to them; no-op unless `needed`."""
+    """Compute attention weights explicitly for one run, with `changes` made to them; no-op unless `needed`.
+
+    Raises EditError where changed weights would not mean what an edit says.
+    """
     if not needed:
         yield
         return
+    if changes and anatomy.pattern_fault:
+        raise EditError(f"the pattern of {type(anatomy.hf).__name__} can be read but not edited: "
+                        f"{anatomy.pattern_fault}; edit head instead")
     _register()
-    config = anatomy.hf.config
+    config = anatomy.config
     before = config._attn_implementation
     token = _changes.set(changes)
     config._attn_implementation = NAME if anatomy.family.common_attention else "eager"

@@ -341,12 +341,19 @@ def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[i
     the row's first token among the keys; keys to the left of column 0 are no longer attended."""
     kept = [k + shift for k in edit.keys or [] if k + shift >= 0]
     keys = torch.tensor(kept, dtype=torch.long, device=weights_HTS.device)
+    _, n_queries, n_keys = weights_HTS.shape
+    queries = torch.arange(n_queries, device=weights_HTS.device)[columns] + n_keys - n_queries
+    is_past = keys <= queries[:, None]  # a token attends to none after it, whatever is set
     for head in range(len(weights_HTS)) if edit.site.unit is None else [edit.site.unit]:
         own_TS = weights_HTS[head]
         chosen = own_TS[columns].clone()
-        chosen[:, keys] = edit.change(chosen[:, keys])
+        chosen[:, keys] = torch.where(is_past, edit.change(chosen[:, keys]), chosen[:, keys])
         if edit.edit.renormalize:
-            chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1e-30)
+            left = chosen.sum(-1, keepdim=True)
+            if not bool((left > 0).all()):
+                raise EditError(f"{edit.edit.op} at {edit.site}: with {edit.edit.keys} blocked some token has nothing "
+                                f"left to attend to; block fewer tokens, or zero head.{edit.site.layer} instead")
+            chosen = chosen / left
         own_TS[columns] = chosen
     edit.fired = True
 

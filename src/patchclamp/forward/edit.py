@@ -124,6 +124,8 @@ class Edit(BaseModel):
     @classmethod
     def mean(cls, site: str | Site, texts: Sequence[str] = ()) -> "Edit":
         """Put the value's mean over `texts` in its place (default: the built-in neutral corpus)."""
+        if isinstance(texts, str):
+            raise EditError(f"mean at {site} is taken over a list of texts, not over one text: write [{texts!r}]")
         return cls._make("mean", site, texts=tuple(texts))
 
     @classmethod
@@ -162,7 +164,8 @@ class Edit(BaseModel):
         """Block attention from the site's positions to `keys`: `Edit.block("pattern.5@last", '"Poland"')`.
 
         The blocked weights are zero and the others rescaled to sum to one, which is what masking the scores
-        with -inf before the softmax gives (attention knockout, Geva et al. 2023, arXiv 2304.14767).
+        with -inf before the softmax gives (attention knockout, Geva et al. 2023, arXiv 2304.14767). A token that
+        has nothing left to attend to is an EditError.
         """
         if Site.parse(site).point != "pattern":
             raise SiteError(f"attention is blocked at pattern.L[.h], not at {site}")

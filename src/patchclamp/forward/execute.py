@@ -48,7 +48,7 @@ def execute(
     """Run every job; its readouts' values are put in `job.results`. Raises RunError when memory runs out."""
     shared = _Shared(jobs) if mode != "single" else None
     todo = shared.todo if shared else jobs
-    batches = list(_fast_batches(anatomy, todo) if mode == "fast" else _plain_batches(todo, mode))
+    batches = [layout for side in _sides(anatomy, todo) for layout in _batches(anatomy, side, mode)]
     prefixes = _Prefixes(anatomy, batches)
     steps = track(batches, "running", len(batches)) if track and len(batches) > 1 else batches
     for layout in steps:
@@ -81,6 +81,11 @@ class _Shared:
                 job.results = [next(values) for _ in job.reads]
 
 
+def run_layout(anatomy: Anatomy, layout: Layout) -> None:
+    """Execute one batch as it is laid out; its jobs' readouts get their values."""
+    _run(anatomy, layout, _Prefixes(anatomy, [layout]), str)
+
+
 @torch.no_grad()
 def _run(anatomy: Anatomy, layout: Layout, prefixes: "_Prefixes", say: Callable[[int], str]) -> None:
     batch = Batch(anatomy, layout, prefixes.of(layout), stop_block(layout.jobs))
@@ -103,6 +108,16 @@ def stop_block(jobs: Sequence[Job]) -> int | None:
 
 def _clean_copy(job: Job) -> Job:
     return Job(job.encoded, [], [])
+
+
+def _sides(anatomy: Anatomy, jobs: list[Job]) -> list[list[Job]]:
+    """Jobs whose rotary embeddings turn by other angles must not share a pass: its longest prompt decides for all."""
+    sides = [[j for j in jobs if anatomy.rope_side(len(j.encoded)) is beyond] for beyond in (False, True)]
+    return [side for side in sides if side]
+
+
+def _batches(anatomy: Anatomy, jobs: list[Job], mode: Mode) -> Iterator[Layout]:
+    return _fast_batches(anatomy, jobs) if mode == "fast" else _plain_batches(jobs, mode)
 
 
 def _plain_batches(jobs: list[Job], mode: Mode) -> Iterator[Layout]:
@@ -141,11 +156,11 @@ def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
     for group in groups:
         rows = sum(g.rows for g in batch) + group.rows
         if batch and (rows * group.suffix > TOKENS_PER_BATCH or not _mixes(batch[-1], group)):
-            yield _merge(batch)
+            yield _merge(anatomy, batch)
             batch = []
         batch.append(group)
     if batch:
-        yield _merge(batch)
+        yield _merge(anatomy, batch)
 
 
 def _mixes(first: Group, second: Group) -> bool:
@@ -156,14 +171,16 @@ def _mixes(first: Group, second: Group) -> bool:
     )
 
 
-def _merge(groups: list[Group]) -> Layout:
+def _merge(anatomy: Anatomy, groups: list[Group]) -> Layout:
     roots = [g.root for g in groups]
     joined = [j for g in groups for j in g.jobs]
     base = [i for i, g in enumerate(groups) for _ in g.jobs]
     longest = max(len(r.encoded) for r in roots)
     start = longest - max(g.suffix for g in groups)
     saved = start * (len(joined) + len(roots))
-    return Layout(roots, joined, base, start if joined and saved > PASS_COST + start * len(roots) else 0)
+    pays = joined and saved > PASS_COST + start * len(roots)
+    # a prefix on its own is shorter, maybe within the window that the whole prompt exceeds: other angles
+    return Layout(roots, joined, base, start if pays and not anatomy.rope_side(longest) else 0)
 
 
 def _groups(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Group]:

@@ -105,6 +105,27 @@ def rank(logits_BV: Tensor, token_B: Tokens) -> Tensor:
     return ahead_BV.sum(dim=-1)
 
 
+def top(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k greatest logits of each row and their ids, [N,k] each, in the order of `rank`.
+
+    Ties go to the smaller id, where `topk` alone breaks them at random, and nothing is decided by probabilities,
+    which underflow to ties where logits still differ. Raises RunError for NaN logits.
+    """
+    _refuse_nan(logits_NV)
+    k = min(k, logits_NV.shape[-1])
+    values_NK, ids_NK = logits_NV.topk(k)
+    least_N1 = values_NK[:, -1:]
+    is_cut = (logits_NV == least_N1).sum(-1) > (values_NK == least_N1).sum(-1)
+    for row in is_cut.nonzero().flatten().tolist():  # equal logits on both sides of the cut: the smaller ids belong in
+        tied = (logits_NV[row] == least_N1[row]).nonzero().flatten()
+        above = values_NK[row] > least_N1[row]
+        ids_NK[row] = torch.cat([ids_NK[row][above], tied[: k - int(above.sum())]])
+    ids_NK = ids_NK.sort(-1).values
+    values_NK = logits_NV.gather(-1, ids_NK)
+    order_NK = torch.sort(values_NK, dim=-1, descending=True, stable=True).indices
+    return values_NK.gather(-1, order_NK), ids_NK.gather(-1, order_NK)
+
+
 def first_choice(logits_BV: Tensor) -> Tensor:
     """The id of the greatest logit, [B] int64; the smallest id of a tie, so its `rank` is 0.
 

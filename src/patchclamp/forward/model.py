@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from patchclamp.errors import EditError, InputError, PromptError, SiteError
+from patchclamp.errors import EditError, InputError, SiteError
 from patchclamp.forward.batch import Batch, Layout, inputs_of
+from patchclamp.forward.calls import Capture, Prompts, as_prompts, as_sites, edits_by_prompt, is_many
 from patchclamp.forward.depend import Dependencies
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.execute import Track, accepts_positions, execute
@@ -25,10 +29,6 @@ from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token
 
 if TYPE_CHECKING:
     from patchclamp.model.loaded import Loaded
-
-Prompts = Any
-"""One prompt (text, messages or token ids) or a list of prompts."""
-
 
 def load(
     ref: str = "smollm2-135m-instruct",
@@ -56,40 +56,6 @@ def load(
     ))
 
 
-class Capture(Mapping[str, Tensor]):
-    """Captured values by site: `acts["resid.15"]`.
-
-    A value is [B, …] over the prompts: [B,T,…] for several positions, [B,…] for a single one (`@last`, an index,
-    a substring). Where prompts differ in length, `rows(site)` gives one tensor a prompt instead.
-    """
-
-    def __init__(self, sites: Sequence[Site], rows: Sequence[Sequence[Tensor]]) -> None:
-        self._rows = {str(site): [row[i] for row in rows] for i, site in enumerate(sites)}
-
-    def rows(self, site: str | Site) -> list[Tensor]:
-        """The values prompt by prompt, each [T,…] or […]. SiteError if the site was not captured."""
-        key = str(Site.parse(site))
-        if key not in self._rows:
-            raise SiteError(f"{key} was not captured; captured are {', '.join(self._rows)}")
-        return self._rows[key]
-
-    def __getitem__(self, site: str | Site) -> Tensor:
-        rows = self.rows(site)
-        if len({tuple(r.shape) for r in rows}) > 1:
-            lengths = sorted({len(r) for r in rows})
-            raise SiteError(
-                f"{site}: the prompts have {lengths[0]} to {lengths[-1]} tokens there, which do not stack; use "
-                f"capture.rows({str(site)!r}), or one position such as @last"
-            )
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
 class Model:
     """A loaded model. `hf` and `tokenizer` are Hugging Face's own, untouched."""
 
@@ -97,8 +63,12 @@ class Model:
         self.loaded = loaded
         self.hf = loaded.hf
         self.tokenizer = loaded.tokenizer
-        self.ref, self.name, self.revision = loaded.ref, loaded.name, loaded.revision
+        is_local = loaded.revision is None and Path(loaded.ref).expanduser().exists()
+        self.ref = str(Path(loaded.ref).expanduser().absolute()) if is_local else loaded.ref
+        self.name, self.revision = loaded.name, loaded.revision
         self.anatomy, self.identities = resolve(self.hf)
+        self._as_loaded = self._weights_state()
+        self._one_at_a_time = threading.RLock()
         self._depends = Dependencies(self._read_clean, self._cut_to_context)
 
     def __repr__(self) -> str:
@@ -113,7 +83,16 @@ class Model:
     n_vocab = property(lambda self: self.anatomy.n_vocab, doc="Number of logits.")
     dtype = property(lambda self: self.hf.dtype, doc="Type of the weights.")
     device = property(lambda self: self.anatomy.unembedding.weight.device, doc="Where logits are computed.")
-    weights_hash = property(lambda self: self.loaded.weights_hash, doc="Hash that identifies the weights.")
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash that identifies the weights: of the files, or of the tensors once they were changed in memory."""
+        changed = self._weights_state() != self._as_loaded
+        return self.loaded.hash_in_memory() if changed else self.loaded.weights_hash
+
+    def _weights_state(self) -> tuple[tuple[int, int], ...]:
+        """Where each parameter lies and how often it was written to."""
+        return tuple((p.data_ptr(), p._version) for p in self.hf.parameters())
 
     def n_neurons(self, layer: int) -> int:
         """Neurons in one block's MLP; 0 for a mixture of experts."""
@@ -143,11 +122,11 @@ class Model:
 
     # Running
 
-    def capture(self, prompts: Prompts, sites: Sequence[str | Site], edits: Sequence[Edit] = ()) -> Capture:
+    def capture(
+        self, prompts: Prompts, sites: str | Site | Sequence[str | Site], edits: Sequence[Edit] = ()
+    ) -> Capture:
         """Values at sites, under `edits` if any are given. See `Capture` for shapes."""
-        wanted = [Site.parse(s) for s in ([sites] if isinstance(sites, str | Site) else sites)]
-        if not wanted:
-            raise SiteError("no sites given: name at least one, e.g. resid.15@last")
+        wanted = as_sites(sites)
         rows = [(p, edits, wanted) for p in as_prompts(prompts)]
         return Capture(wanted, self.execute(Plan.of(rows)))
 
@@ -164,19 +143,34 @@ class Model:
         return out[0] if single else out
 
     def execute(self, plan: Plan, mode: Mode = "fast", track: Track | None = None) -> list[list[Any]]:
-        """Execute a plan: for each row the values of its readouts. Raises EditError if an edit did not fire."""
-        jobs = self._jobs(plan.rows, skip_identities=mode == "fast")
-        execute(self.anatomy, jobs, mode, self.say, track)
+        """Execute a plan: for each row the values of its readouts. Raises EditError if an edit did not fire.
+
+        Threads take turns: hooks are on the one model, so a run waits for another, or for a stream, to end.
+        """
+        if mode not in get_args(Mode):
+            raise InputError(f"there is no mode {mode!r}; modes are {', '.join(get_args(Mode))}")
+        with self._in_turn():
+            jobs = self._jobs(plan.rows, skip_identities=mode == "fast")
+            execute(self.anatomy, jobs, mode, self.say, track)
         return [job.results for job in jobs]
 
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if self.hf.training:
+            raise InputError("the model is in training mode, in which dropout makes every run another: call "
+                             "model.hf.eval() first")
+        with self._one_at_a_time:
+            yield
+
     def gradients(
-        self, prompts: Prompts, readout: Readout, sites: Sequence[str | Site], edits: Sequence[Edit] = ()
+        self, prompts: Prompts, readout: Readout, sites: str | Site | Sequence[str | Site], edits: Sequence[Edit] = ()
     ) -> Capture:
         """d readout / d site for each prompt, in the shapes of `capture`. The readout must be one number."""
+        readout = as_readout(readout)
         if readout.kind in ("rank", "top", "logits", "value", "kl"):
             raise InputError(f"the readout {readout.kind} has no gradient as one number; use logit_difference, logit, "
                              "probability, log_probability or loss")
-        wanted = [Site.parse(s) for s in sites]
+        wanted = as_sites(sites)
         bad = [s for s in wanted if s.point in ("logits", "head_out", "pattern")]
         if bad:
             raise SiteError(f"no gradient is kept at {bad[0]}; use head, attn or resid")
@@ -185,9 +179,9 @@ class Model:
         return Capture(wanted, rows)
 
     def _gradient(self, row: Row, sites: list[Site]) -> list[Tensor]:
-        job = self._jobs([row])[0]
-        layout = Layout([job])
-        with torch.enable_grad():
+        with self._in_turn(), torch.enable_grad():
+            job = self._jobs([row])[0]
+            layout = Layout([job])
             batch = Batch(self.anatomy, layout, keep_graph=True)
             hidden = batch.run(inputs_of(self.anatomy, layout, accepts_positions(self.anatomy)))
             value = read_all(self.anatomy, batch, hidden, self.say)[0][0]
@@ -205,29 +199,34 @@ class Model:
     # Generating
 
     def generate(
-        self, prompts: Prompts, edits: Sequence[Edit] = (), max_new_tokens: int = 64, *, sample: bool = False,
-        temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, use_cache: bool = True,
+        self, prompts: Prompts, edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (), max_new_tokens: int = 64, *,
+        sample: bool = False, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0, use_cache: bool = True,
     ) -> Any:
-        """Answers under edits: a `Generated` for one prompt, a list for several. Greedy unless `sample`."""
+        """Answers under edits: a `Generated` for one prompt, a list for several. Greedy unless `sample`.
+
+        `edits` are in force for every prompt; a list of lists gives each prompt its own.
+        """
         encoded = [self.encode(p) for p in as_prompts(prompts)]
-        ready = [self._ready_for_generation(edits, e) for e in encoded]
         settings = self._settings(max_new_tokens, sample, temperature, top_p, use_cache)
-        torch.manual_seed(seed)
-        answers = generate(self.anatomy, self.tokenizer, encoded, ready, settings)
+        with self._in_turn(), _seeded(seed if sample else None):
+            ready = self._ready_for_generation(edits_by_prompt(edits, len(encoded)), encoded)
+            answers = generate(self.anatomy, self.tokenizer, encoded, ready, settings)
         return answers if is_many(prompts) else answers[0]
 
     def stream(
         self, prompt: Any, edits: Sequence[Edit] = (), max_new_tokens: int = 64, *, sample: bool = False,
         temperature: float = 1.0, top_p: float = 1.0, seed: int = 0,
     ) -> Iterator[str]:
-        """One prompt's answer piece by piece, as it is generated."""
+        """One prompt's answer piece by piece, as it is generated. Other runs wait until the answer is whole, or its
+        reader has gone."""
         encoded = self.encode(prompt)
-        ready = [self._ready_for_generation(edits, encoded)]
         settings = self._settings(max_new_tokens, sample, temperature, top_p, True)
+        with self._in_turn():
+            ready = self._ready_for_generation([edits], [encoded])
 
         def run(streamer: Any) -> None:
-            torch.manual_seed(seed)
-            generate(self.anatomy, self.tokenizer, [encoded], ready, settings, streamer)
+            with self._in_turn(), _seeded(seed if sample else None):
+                generate(self.anatomy, self.tokenizer, [encoded], ready, settings, streamer)
 
         return stream(run, self.tokenizer)
 
@@ -269,8 +268,13 @@ class Model:
         return (other.ids[:end] == ready.encoded.ids[:end]
                 and token_indices(source.site.positions, other, source.site) == ready.tokens)
 
-    def _ready_for_generation(self, edits: Sequence[Edit], encoded: Encoded) -> list[ReadyEdit]:
-        self._depends.collect(edits)
+    def _ready_for_generation(
+        self, edits: Sequence[Sequence[Edit]], encoded: Sequence[Encoded]
+    ) -> list[list[ReadyEdit]]:
+        self._depends.collect(e for some in edits for e in some)
+        return [self._ready_prompt(some, one) for some, one in zip(edits, encoded, strict=True)]
+
+    def _ready_prompt(self, edits: Sequence[Edit], encoded: Encoded) -> list[ReadyEdit]:
         out = []
         for edit in edits:
             response = edit.site.positions.kind == "response"
@@ -291,17 +295,12 @@ class Model:
         return self.execute(Plan.of([(prompt, (), reads) for prompt, reads in wanted]))
 
 
-def is_many(prompts: Prompts) -> bool:
-    """Whether a list of prompts was given rather than one prompt (a text, messages, or token ids)."""
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        return False
-    first = prompts[0] if len(prompts) else ""
-    return not isinstance(first, int) and not isinstance(first, Mapping) and not hasattr(first, "role")
-
-
-def as_prompts(prompts: Prompts) -> list[Any]:
-    """A list of prompts from one or many. PromptError if there are none."""
-    listed = list(prompts) if is_many(prompts) else [prompts]
-    if not listed or (isinstance(prompts, Sequence) and not len(prompts)):
-        raise PromptError("no prompts given: give at least one text to read")
-    return listed
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """torch's random numbers from `seed` on, and the caller's own untouched; None where nothing is drawn."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

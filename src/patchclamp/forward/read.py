@@ -130,23 +130,12 @@ def _of_tokens(kind: str, asks: list[Ask], last_NV: Tensor) -> list[Tensor]:
 
 
 def _top(last_NV: Tensor, counts: list[int], say: Say) -> list[list[Top]]:
-    """The likeliest tokens of each line; ties go to the smaller id, as in `rank`, where topk alone breaks them at
-    random."""
+    """The likeliest tokens of each line."""
     wide_NV = last_NV.float()
-    k = min(max(counts), wide_NV.shape[1])
-    values_NK, ids_NK = wide_NV.topk(k)
-    least_N1 = values_NK[:, -1:]
-    is_tied = (wide_NV == least_N1).sum(1) > (values_NK == least_N1).sum(1)
+    values_NK, ids_NK = metrics.top(wide_NV, max(counts))
     probs_NK = (values_NK - wide_NV.logsumexp(1, keepdim=True)).exp()
-    out = []
-    for line, count in enumerate(counts):
-        ids, probs = ids_NK[line], probs_NK[line]
-        if bool(is_tied[line]):
-            ids = (wide_NV[line] >= least_N1[line]).nonzero().squeeze(-1)
-            probs = wide_NV[line].softmax(-1)[ids]
-        order = sorted(zip((-probs).tolist(), ids.tolist(), strict=True))[:count]
-        out.append([Top(token, say(token), -negative) for negative, token in order])
-    return out
+    return [[Top(token, say(token), prob) for token, prob in zip(ids[:count], probs[:count], strict=True)]
+            for ids, probs, count in zip(ids_NK.tolist(), probs_NK.tolist(), counts, strict=True)]
 
 
 def _loss(logits_TV: Tensor, ask: Ask, batch: Batch) -> Tensor:

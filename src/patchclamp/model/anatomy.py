@@ -105,7 +105,11 @@ class Anatomy:
     def __init__(self, hf: Any, family: Family) -> None:
         self.hf: Any = hf
         self.family = family
-        config = hf.config
+        self.config: Any = hf.config.get_text_config()
+        self.pattern_fault: str | None = None
+        """Why the attention pattern may not be edited; None where it may. Set by the proof."""
+        config = self.config
+        self._refuse_norm_on_stream()
         blocks = part(hf, family.blocks)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             raise UnsupportedModel(f"{type(hf).__name__}: no blocks at {family.blocks!r} (family {family.name})")
@@ -122,6 +126,8 @@ class Anatomy:
         self.n_kv_heads = self._kv_heads(config)
         self.d_model = int(_first(config, "hidden_size", "n_embd", "d_model"))
         self.n_vocab = int(self.unembedding.weight.shape[0])
+        self.n_embeddings = int(hf.get_input_embeddings().weight.shape[0])
+        """How many token ids the model can read."""
         self.context = _first(config, "max_position_embeddings", "n_positions", "max_seq_len", default=None)
         for layer, block in enumerate(self.blocks):
             for path in (family.attention, family.attn, family.mlp, family.out_proj):
@@ -129,7 +135,20 @@ class Anatomy:
                     raise UnsupportedModel(
                         f"{type(hf).__name__}: block {layer} has no {path!r} (family {family.name})"
                     )
+        for field, owner in ((family.logit_softcap, config), (family.logit_scale, config),
+                             (family.logit_divisor, config), (family.multiplier, self.blocks[0])):
+            if field and not hasattr(owner, field):
+                raise UnsupportedModel(f"{type(owner).__name__} has no {field!r} (family {family.name})")
+        self._rope_window = _rope_window(config)
         self._taps: dict[tuple[str, int], Tap] = {}
+
+    def _refuse_norm_on_stream(self) -> None:
+        field, value = self.family.norm_on_stream_if or ("", None)
+        if field and getattr(self.config, field, None) is value:
+            raise UnsupportedModel(
+                f"with {field}={value} each block puts a norm on the residual stream itself (post-norm, "
+                "stream = norm(stream + attn)), so what attention and MLP write does not add up to the stream"
+            )
 
     def _need(self, root: Any, path: str) -> Any:
         found = part(root, path)
@@ -145,7 +164,7 @@ class Anatomy:
     def parallel(self) -> bool:
         """Attention and MLP read the same residual stream, so that there is no `resid_mid`."""
         flag = self.family.parallel_if
-        return self._mid_module(0) is None or bool(flag and getattr(self.hf.config, flag, False))
+        return self._mid_module(0) is None or bool(flag and getattr(self.config, flag, False))
 
     def _mid_module(self, layer: int) -> nn.Module | None:
         return next((m for p in self.family.resid_mid if (m := part(self.blocks[layer], p)) is not None), None)
@@ -165,16 +184,16 @@ class Anatomy:
     def points(self) -> tuple[str, ...]:
         """The points this model has (in at least one block)."""
         every = (*STREAM, "head", "head_out", "q", "k", "v", "pattern", "neuron", "gate", "logits")
-        return tuple(p for p in every if p in ("logits", "head_out", "pattern") or self._has(p))
+        return tuple(p for p in every if p in ("logits", "head_out", "pattern")
+                     or any(self.has(p, layer) for layer in range(self.n_layers)))
 
-    def _has(self, point: str) -> bool:
-        for layer in range(self.n_layers):
-            try:
-                self.tap(point, layer)
-            except SiteError:
-                continue
-            return True
-        return False
+    def has(self, point: str, layer: int) -> bool:
+        """Whether a block has a point."""
+        try:
+            self.tap(point, layer)
+        except SiteError:
+            return False
+        return True
 
     def tap(self, point: str, layer: int) -> Tap:
         """The tap of a point in a block. SiteError says why the model has none."""
@@ -212,15 +231,17 @@ class Anatomy:
         family, block = self.family, self.blocks[layer]
         down = part(block, family.down_proj)
         if down is None:
-            raise SiteError(
-                f"{point}.{layer}: block {layer} is a mixture of experts whose weights are fused, so no one "
-                f"projection reads its neurons; use mlp.{layer}, the experts' joint output"
-            )
+            experts = part(block, family.mlp_core + ".experts") is not None
+            why = ("is a mixture of experts whose weights are fused, so no one projection reads its neurons" if experts
+                   else f"has no {family.down_proj!r} to read its neurons")
+            what = "the experts' joint output" if experts else "the MLP's output"
+            raise SiteError(f"{point}.{layer}: block {layer} {why}; use mlp.{layer}, {what}")
         if point == "neuron":
             return Tap(down, "in")
         act = part(block, family.gate) if family.gate else None
         if act is None:
-            raise SiteError(f"gate.{layer}: the MLP of a {family.name} block is not gated; use neuron.{layer}")
+            like = "" if family_of(self.hf) else f" as a {family.name} block is"
+            raise SiteError(f"gate.{layer}: the MLP of {type(self.hf).__name__} is not gated{like}; use neuron.{layer}")
         return Tap(act, "out")
 
     def _heads_tap(self, point: str, layer: int) -> Tap:
@@ -229,7 +250,7 @@ class Anatomy:
         heads = next((h for h in candidates if part(block, h.path) is not None), None)
         if heads is None:
             raise SiteError(f"{point}.{layer}: a {self.family.name} block has no {candidates[0].path!r}")
-        config = self.hf.config
+        config = self.config
         clip = getattr(getattr(config, "attn_config", None), "clip_qkv", None) or getattr(config, "clip_qkv", None)
         if clip:
             raise SiteError(f"{point}.{layer}: this model clips queries, keys and values at ±{clip} after the "
@@ -244,7 +265,7 @@ class Anatomy:
 
     def _interleaved(self, heads: Heads) -> Tensor:
         """Indices [units, width] into a fused projection whose heads alternate."""
-        width, config = self.d_head, self.hf.config
+        width, config = self.d_head, self.config
         grouped = heads.layout == "falcon" and getattr(config, "new_decoder_architecture", False)
         if heads.layout == "falcon" and not grouped and getattr(config, "multi_query", False):
             per_group, groups = self.n_heads, 1
@@ -255,6 +276,15 @@ class Anatomy:
         slots = torch.arange(groups * (per_group + 2) * width).view(groups, per_group + 2, width)
         chosen = slots[:, :per_group] if heads.which == 0 else slots[:, [per_group + heads.which - 1]]
         return chosen.reshape(-1, width).to(self.unembedding.weight.device)
+
+    def rope_side(self, n_tokens: int) -> bool:
+        """Whether a prompt of this length is beyond the window after which a model with `longrope` turns queries
+        and keys by other angles, at all positions. Prompts on different sides must not share a pass, nor may a
+        prompt use keys computed on the other side.
+
+        (`dynamic` changes its angles only beyond `max_position_embeddings`, which no prompt may exceed.)
+        """
+        return self._rope_window is not None and n_tokens > self._rope_window
 
     def head(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of hidden states that passed the final norm: [..., D] -> [..., V], or only of `tokens` [N]
@@ -267,7 +297,7 @@ class Anatomy:
         else:
             logits = (weight[tokens] * hidden.unsqueeze(-2)).sum(-1)
             logits = logits if bias is None else logits + bias[tokens]
-        config, family = self.hf.config, self.family
+        config, family = self.config, self.family
         if family.logit_divisor:
             logits = logits / getattr(config, family.logit_divisor)
         if family.logit_scale:
@@ -302,6 +332,15 @@ def _first(config: Any, *names: str, default: Any = ...) -> Any:
     if default is ...:
         raise UnsupportedModel(f"{type(config).__name__} has none of {', '.join(names)}")
     return default
+
+
+def _rope_window(config: Any) -> int | None:
+    """The length at which `longrope` changes its frequencies; None for other kinds of rotary embedding."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (parameters, *parameters.values()) if isinstance(kind, dict)]
+    windows = [kind.get("original_max_position_embeddings") or config.original_max_position_embeddings
+               for kind in kinds if kind.get("rope_type") == "longrope"]
+    return int(min(windows)) if windows else None
 
 
 def family_of(hf: Any) -> Family | None:

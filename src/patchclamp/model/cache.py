@@ -1,6 +1,6 @@
 """The user's cache folder, and checksums that are computed once per file.
 
-    CACHE/models/NAME/      an embedded model as an ordinary Hugging Face folder
+    CACHE/models/vN/NAME/   an embedded model as an ordinary Hugging Face folder, in layout N (embedded.LAYOUT)
     CACHE/hashes/KEY.json   the sha256 of a file, believed while its path, size and modification time stay
 
 CACHE is `PATCHCLAMP_CACHE`, or the platform's cache folder (on Linux `~/.cache/patchclamp`). All of it may be

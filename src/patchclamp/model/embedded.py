@@ -33,7 +33,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 MANIFEST = "patchclamp-manifest.json"
 LAYOUT = 2
-"""Raise it when the conversion changes: folders written by the older one are then built anew."""
+"""Raise it when the conversion changes. Each has a folder of its own, so that an older patchclamp on the same
+machine and a newer one do not overwrite each other's models."""
 
 Progress = Callable[[str], None]
 
@@ -115,7 +116,7 @@ def nearest(name: str) -> str | None:
 
 def folder_of(name: str) -> Path:
     """Where the cache keeps, or will keep, an embedded model."""
-    return cache_dir() / "models" / embedded(name).name
+    return cache_dir() / "models" / f"v{LAYOUT}" / embedded(name).name
 
 
 def is_cached(name: str) -> bool:
@@ -126,7 +127,7 @@ def is_cached(name: str) -> bool:
     model, folder = embedded(name), folder_of(name)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if (manifest["layout"], manifest["gguf_sha256"]) != (LAYOUT, model.sha256):
+        if manifest["gguf_sha256"] != model.sha256:
             return False
         for file, expected in manifest["files"].items():
             stamp = FileStamp.of(folder / file)
@@ -302,5 +303,5 @@ def _write_manifest(model: EmbeddedModel, target: Path) -> None:
         with path.open("rb+") as file:
             os.fsync(file.fileno())
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"name": model.name, "layout": LAYOUT, "gguf_sha256": model.sha256, "files": files}
+    manifest = {"name": model.name, "gguf_sha256": model.sha256, "files": files}
     write_atomically(target / MANIFEST, json.dumps(manifest, indent=1))

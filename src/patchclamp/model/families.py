@@ -32,7 +32,6 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     blocks: str = "model.layers"
-    embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     final_projection: str | None = None
     """A projection between final norm and unembedding, where the architecture may have one."""
@@ -48,6 +47,8 @@ class Family:
     down_proj: str = "mlp.down_proj"
     gate: str | None = "mlp.act_fn"
     """The activation whose output multiplies the up projection; None where the MLP is not gated."""
+    up_proj: str = "mlp.up_proj"
+    """The projection that the gate multiplies; where it holds gate and up side by side, up is the second half."""
     resid_mid: tuple[str, ...] = ("post_attention_layernorm",)
     """Modules that may read the residual stream after attention; none present: a parallel block."""
     parallel_if: str | None = None
@@ -73,6 +74,8 @@ class Family:
     """Rows may be added to the batch between blocks (not where a bias is built per row, as for ALiBi)."""
     mutates_mlp: bool = False
     """The block adds into the MLP's output in place: a captured value must be copied."""
+    norm_on_stream_if: tuple[str, bool] | None = None
+    """A configuration field and the value under which the blocks put a norm on the residual stream itself."""
 
 
 def _fused(path: str) -> dict[str, Any]:
@@ -95,7 +98,6 @@ def _normed(q: str, k: str, layout: str) -> dict[str, Any]:
 
 _GPT2_LIKE: dict[str, Any] = {
     "blocks": "transformer.h",
-    "embedding": "transformer.wte",
     "final_norm": "transformer.ln_f",
     "attention": "attn",
     "attn": "attn",
@@ -127,6 +129,14 @@ FAMILIES: tuple[Family, ...] = (
         **_normed("self_attn.q_norm", "self_attn.k_norm", "bhte"),
     ),
     Family(
+        "gemma3_multimodal",
+        ("Gemma3ForConditionalGeneration",),
+        blocks="model.language_model.layers",
+        final_norm="model.language_model.norm",
+        **{**_GEMMA_SANDWICH, "logit_softcap": None},
+        **_normed("self_attn.q_norm", "self_attn.k_norm", "bhte"),
+    ),
+    Family(
         "olmo2",
         ("Olmo2ForCausalLM",),
         attn="post_attention_layernorm",
@@ -148,7 +158,8 @@ FAMILIES: tuple[Family, ...] = (
         ("StableLmForCausalLM",),
         **_normed("self_attn.q_layernorm", "self_attn.k_layernorm", "bhte"),
     ),
-    Family("phi3", ("Phi3ForCausalLM",), gate="mlp.activation_fn", **_fused("self_attn.qkv_proj")),
+    Family("phi3", ("Phi3ForCausalLM",), gate="mlp.activation_fn", up_proj="mlp.gate_up_proj",
+           **_fused("self_attn.qkv_proj")),
     Family(
         "phi",
         ("PhiForCausalLM",),
@@ -196,7 +207,6 @@ FAMILIES: tuple[Family, ...] = (
         "gpt_neox",
         ("GPTNeoXForCausalLM",),
         blocks="gpt_neox.layers",
-        embedding="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
         attention="attention",
         attn="attention",
@@ -210,7 +220,6 @@ FAMILIES: tuple[Family, ...] = (
         "opt",
         ("OPTForCausalLM",),
         blocks="model.decoder.layers",
-        embedding="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
         final_projection="model.decoder.project_out",
         out_proj="self_attn.out_proj",
@@ -219,12 +228,12 @@ FAMILIES: tuple[Family, ...] = (
         down_proj="fc2",
         gate=None,
         resid_mid=("final_layer_norm",),
+        norm_on_stream_if=("do_layer_norm_before", False),
     ),
     Family(
         "bloom",
         ("BloomForCausalLM",),
         blocks="transformer.h",
-        embedding="transformer.word_embeddings",
         final_norm="transformer.ln_f",
         attention="self_attention",
         attn="self_attention.dense",
@@ -235,13 +244,13 @@ FAMILIES: tuple[Family, ...] = (
         gate=None,
         common_attention=False,
         rows_may_join=False,
+        norm_on_stream_if=("apply_residual_connection_post_layernorm", True),
         **_interleaved("self_attention.query_key_value", "head3"),
     ),
     Family(
         "falcon",
         ("FalconForCausalLM",),
         blocks="transformer.h",
-        embedding="transformer.word_embeddings",
         final_norm="transformer.ln_f",
         attention="self_attention",
         attn="self_attention",
@@ -257,7 +266,6 @@ FAMILIES: tuple[Family, ...] = (
         "mpt",
         ("MptForCausalLM",),
         blocks="transformer.blocks",
-        embedding="transformer.wte",
         final_norm="transformer.norm_f",
         attention="attn",
         attn="attn",

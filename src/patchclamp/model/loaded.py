@@ -39,14 +39,15 @@ class Loaded:
         Without files, the model was made in memory: the sha256 of its state dict, names and bytes.
         """
         if not self.weights:
-            return self._hash_in_memory()
+            return self.hash_in_memory()
         stamps = sorted(self.weights, key=lambda stamp: stamp.path.name)
         sums = [(stamp.sha256(), stamp.path.name) for stamp in stamps]
         if len(sums) == 1:
             return sums[0][0]
         return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in sums).encode()).hexdigest()
 
-    def _hash_in_memory(self) -> str:
+    def hash_in_memory(self) -> str:
+        """The sha256 of the state dict as it is now: names, types, shapes and bytes."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.hf.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -120,8 +120,11 @@ def read_gguf(path: Path, options: Options) -> Pair:
 
 
 def _build_model(folder: Path, **keywords: Any) -> tuple[Any, dict[str, Any]]:
-    """The model, and transformers' report of the parameters it did not find."""
-    built: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **keywords)
+    """The model, and transformers' report of parameters it did not find or that have another shape, which it fills
+    with random numbers: `check_complete` refuses them, with a reason that transformers only logs."""
+    built: Any = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **keywords
+    )
     return built
 
 
@@ -223,7 +226,12 @@ def _not_causal(config: Any) -> str | None:
 
 
 def check_complete(source: Path, report: dict[str, Any]) -> None:
-    """Raise ModelError if the files lack some parameters: transformers fills those with random numbers."""
+    """Raise ModelError if the files lack some parameters or hold them in another shape."""
+    for name, found, expected in sorted(report.get("mismatched_keys", ())):
+        raise ModelError(
+            f"{source} holds the parameter {name} with the shape {list(found)}, and its config says {list(expected)}: "
+            "config and weights do not belong together."
+        )
     missing = sorted(report.get("missing_keys", ()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -63,12 +63,15 @@ class Encoded:
         raise SiteError(f"{text!r} could not be aligned with the prompt's tokens")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Sequence[Any], limit: int | None) -> Encoded:
-    """Tokenize one prompt.
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Sequence[Any], limit: int | None, n_vocab: int | None = None
+) -> Encoded:
+    """Tokenize one prompt for a model that knows `n_vocab` tokens (None: as many as the tokenizer).
 
     A text gets the tokenizer's special tokens, but never a second BOS; a conversation goes through the chat
     template, with the generation prompt unless it ends in an assistant's turn; token ids pass as they are.
-    Raises PromptError if it is empty, longer than `limit` tokens, or a conversation without a template.
+    Raises PromptError if it is empty, longer than `limit` tokens, a conversation without a template, or if a token
+    is unknown to the model.
     """
     n_prompt: int | None = None
     if isinstance(prompt, str):
@@ -83,6 +86,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt | Sequence[Any], l
         ids, n_prompt = _encode_messages(tokenizer, prompt)
     if not ids:
         raise PromptError("the prompt is empty: give the model some text to read")
+    if n_vocab is not None and max(ids) >= n_vocab:
+        beyond = max(ids)
+        raise PromptError(f"{token_text(tokenizer, beyond)!r} is token {beyond}, and the model knows only {n_vocab} "
+                          f"tokens (0 to {n_vocab - 1}): model and tokenizer do not belong together")
     if limit is not None and len(ids) > limit:
         raise PromptError(f"the prompt has {len(ids)} tokens and the model's context is {limit}: shorten it")
     return Encoded(tuple(ids), len(ids) if n_prompt is None else n_prompt, tokenizer)
@@ -132,9 +139,10 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str,
 
 
 def _with_lost_space(tokenizer: PreTrainedTokenizerBase, first: int, text: str) -> str:
-    """Some tokenizers drop the leading space of the first token they decode."""
+    """Some tokenizers drop leading spaces of the first token they decode; its vocabulary entry shows them as ▁."""
     token = tokenizer.convert_ids_to_tokens(int(first))
-    return " " + text if isinstance(token, str) and token.startswith("▁") and not text.startswith(" ") else text
+    marked = len(token) - len(token.lstrip("▁")) if isinstance(token, str) else 0
+    return " " * (marked - (len(text) - len(text.lstrip(" ")))) + text
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
@@ -142,20 +150,49 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     return pieces(tokenizer, [token_id])[0]
 
 
-def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """The id of the one token that spells `text`; TokenError names the tokens if it takes several."""
+def single_token(tokenizer: PreTrainedTokenizerBase, text: str, n_vocab: int | None = None) -> int:
+    """The id of the one token whose text is exactly `text`, for a model that knows `n_vocab` tokens.
+
+    TokenError names the tokens if it takes several, if the tokenizer does not know it, or if its one token says
+    something else (some tokenizers put a space before every text, or change letters).
+    """
     if not text:
         raise TokenError("an empty string is no token: give the token's text, with its leading space if it has one")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    token = _spelled(tokenizer, text, ids)
+    if token is None:
+        raise TokenError(_not_one(tokenizer, text, ids))
+    if n_vocab is not None and token >= n_vocab:
+        raise TokenError(f"{text!r} is token {token}, and the model knows only {n_vocab} tokens (0 to {n_vocab - 1})")
+    return token
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> int | None:
+    """The token whose text is `text`, which the tokenizer cuts into `ids`."""
+    # A tokenizer that puts a space before every text never gives the entry without one; its spelling does.
+    entries = [tokenizer.convert_tokens_to_ids(spelling) for spelling in (text.replace(" ", "▁"), text)]
+    candidates = (*(ids if len(ids) == 1 else ()), *(entry for entry in entries if isinstance(entry, int)))
+    return next((token for token in candidates if token_text(tokenizer, token) == text), None)
+
+
+def _not_one(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int]) -> str:
+    """What a text is instead of one token, and the text that was probably meant."""
+    spelled = ", ".join(repr(piece) for piece in pieces(tokenizer, ids))
     if len(ids) == 1:
-        return int(ids[0])
-    for marked in (text.replace(" ", "▁"), text):
-        known = tokenizer.convert_tokens_to_ids(marked)
-        if isinstance(known, int) and known != tokenizer.unk_token_id and known >= 0:
-            return known
-    spelled = ", ".join(repr(p) for p in pieces(tokenizer, ids))
-    hint = "" if text.startswith(" ") else f" (did you mean {' ' + text!r}, with a leading space?)"
-    raise TokenError(f"{text!r} is not one token of this model but {len(ids)}: {spelled}{hint}")
+        unknown = ids[0] == tokenizer.unk_token_id
+        said = f"it is not in the vocabulary, so the tokenizer makes {spelled} of it" if unknown else (
+            f"the tokenizer makes {spelled} of it")
+        return f"{text!r} is not one token of this model: {said}{_hint(tokenizer, text)}"
+    return f"{text!r} is not one token of this model but {len(ids)}: {spelled}{_hint(tokenizer, text)}"
+
+
+def _hint(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    for near, how in ((" " + text, "with a leading space"), (text.lstrip(" "), "without a leading space")):
+        if near and near != text:
+            ids = tokenizer(near, add_special_tokens=False)["input_ids"]
+            if _spelled(tokenizer, near, [int(i) for i in ids]) is not None:
+                return f" (did you mean {near!r}, {how}?)"
+    return ""
 
 
 def first_difference(

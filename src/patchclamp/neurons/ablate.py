@@ -5,13 +5,15 @@ over a corpus, `resample` its value in another prompt of the file (Chan et al. 2
 Self-repair and redundancy make single ablations small (McGrath et al. 2023, arXiv 2307.15771).
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
 
-from patchclamp.errors import SpecError
+from patchclamp.errors import PromptError, SpecError
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import count_groups, random_units
@@ -20,6 +22,7 @@ from patchclamp.evidence.verdict import Interval, judge
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.model.tokens import first_difference
+from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_corpus, read_rows
 from patchclamp.tasks.rows import ChoiceRow
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import altair
     import pandas
 
+NO_CONTROL = Interval(mean=math.nan, low=math.nan, high=math.nan)
 UNITS = ("neuron", "gate", "head")
 CORPUS_TEXTS = 64
 
@@ -36,16 +40,17 @@ class AblateSpec(Spec):
 
     sites: Annotated[tuple[Site, ...], Positional()] = Field(min_length=1)
     """Neurons, gates or heads, e.g. neuron.19.1044 or head.9.6@last: together one group."""
-    prompts: str
+    prompts: DataFile
     """A choice file: rows with prompt, answer and distractor. `example:agreement` is a built-in one."""
     how: Literal["zero", "mean", "resample"] = "zero"
     """What is put in the place of the activation: zero, its mean over a corpus, or its value in another prompt."""
     ranked: bool = False
     """Grow the group one site at a time, k = 1 to n, in the order given."""
-    corpus: str | None = None
+    corpus: DataFile | None = None
     """For `mean`: a text file, JSONL or Parquet with a text column; the built-in neutral corpus if not given."""
     controls: int = Field(20, ge=2)
-    """How many random groups of the same layers stand beside each group (fewer where a layer has fewer)."""
+    """How many random groups of the same layers stand beside each group; fewer where a layer has fewer, and no verdict
+    for or against where it has none."""
 
 
 class Effect(BaseModel):
@@ -88,7 +93,7 @@ class Ablation(Result):
     prompts: int
     """Prompts scored."""
     skipped: int
-    """Rows left out because one answer is a prefix of the other."""
+    """Rows left out because one answer is a prefix of the other, or nothing stands before their difference."""
     right: float
     """Share of prompts on which the unedited model prefers the answer to the distractor."""
 
@@ -136,10 +141,7 @@ def ablate(model: Model, spec: AblateSpec, progress: Progress) -> Outcome:
     """
     targets = [_target(model, site) for site in spec.sites]
     rows = read_rows(spec.prompts, ChoiceRow)
-    scored = [first_difference(model.tokenizer, r.prompt, r.answer, r.distractor) for r in rows]
-    choices = [Choice(*s) for s in scored if s is not None]
-    if not choices:
-        raise SpecError(f"{spec.prompts}: in every row one answer is a prefix of the other, so nothing can be scored")
+    choices = _choices(model, spec, rows)
     texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
     base = _measure(model, choices, [None], spec, texts, progress)[0]
     groups, verdict = [], None
@@ -151,13 +153,14 @@ def ablate(model: Model, spec: AblateSpec, progress: Progress) -> Outcome:
         groups.append(Group(
             k=k, sites=[str(s) for s in spec.sites[:k]], by=spec.how,
             effect=Effect(**{name: float(values.mean()) for name, values in changes_G[0].items()}),
-            random=RandomEffect(**{name: control_range([float(c[name].mean()) for c in changes_G[1:]])
-                                   for name in changes_G[0]}),
+            random=RandomEffect(**{name: _range(name, changes_G[1:]) for name in changes_G[0]}),
         ))
         verdict = judge(
-            changes_G[0]["logit_difference"], np.array([c["logit_difference"] for c in changes_G[1:]]),
+            changes_G[0]["logit_difference"],
+            np.array([c["logit_difference"] for c in changes_G[1:]]) if controls else NO_CONTROL,
             claim=f"ablating {_named(spec.sites[:k])} ({spec.how}) changes the logit difference more than random "
-                  f"{spec.sites[0].point}s of the same layers do",
+                  f"{spec.sites[0].point}s of the same layers do"
+                  + ("" if controls else " (a block has no such group left beside these)"),
             against="distribution", seed=spec.seed,
         )
     result = Ablation(
@@ -165,6 +168,35 @@ def ablate(model: Model, spec: AblateSpec, progress: Progress) -> Outcome:
         skipped=len(rows) - len(choices), right=float(np.mean([m.logit_difference > 0 for m in base])),
     )
     return result, verdict
+
+
+def _choices(model: Model, spec: AblateSpec, rows: Sequence[ChoiceRow]) -> list[Choice]:
+    """Each row scored at the first differing token, rows that cannot be scored left out. Errors name the row."""
+    choices = []
+    for number, row in enumerate(rows, 1):
+        scored = first_difference(model.tokenizer, row.prompt, row.answer, row.distractor)
+        if scored is None or not scored[0]:
+            continue
+        try:
+            model.encode(row.prompt)
+            model.encode(scored[0])
+        except PromptError as error:
+            raise PromptError(f"{spec.prompts}, row {number}: {error}") from error
+        choices.append(Choice(*scored))
+    if not choices:
+        raise SpecError(f"{spec.prompts}: in every row one answer is a prefix of the other, or nothing stands before "
+                        "their first difference, so nothing can be scored")
+    return choices
+
+
+def _range(name: str, changes: Sequence[dict[str, np.ndarray]]) -> Interval:
+    """The range of random groups; a share lies between 0 and 1."""
+    if not changes:
+        return NO_CONTROL
+    found = control_range([float(c[name].mean()) for c in changes])
+    if name != "flips":
+        return found
+    return Interval(mean=found.mean, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _named(sites: Sequence[Site]) -> str:
@@ -181,7 +213,7 @@ def _target(model: Model, site: Site) -> tuple[int, int]:
 def _controls(
     model: Model, spec: AblateSpec, group: list[tuple[int, int]], targets: list[tuple[int, int]]
 ) -> list[list[Site]]:
-    """Random groups with the same points, layers and positions."""
+    """Random groups with the same points, layers and positions; none where a block has too few units left."""
     points = {s.point for s in spec.sites}
     if len(points) > 1:
         raise SpecError(f"the sites mix {' and '.join(sorted(points))}; a matched control needs one kind at a time")
@@ -190,6 +222,10 @@ def _controls(
     def n_units(layer: int) -> int:
         return model.anatomy.n_units(point, layer)
 
+    profile = Counter(layer for layer, _ in group)
+    taken = Counter(layer for layer, _ in {*targets})
+    if any(n_units(layer) - taken[layer] < count for layer, count in profile.items()):
+        return []
     n = min(spec.controls, count_groups(group, n_units, targets))
     drawn = random_units(group, n_units, n, spec.seed, targets)
     return [[Site(point, layer, unit, site.positions) for (layer, unit), site in zip(some, spec.sites, strict=False)]

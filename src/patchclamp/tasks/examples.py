@@ -5,8 +5,10 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
     agreement   choice rows: `She looked at these` -> ` books`, not ` book`
     agreement-validation   the same with other nouns, to choose on
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
+    country-capital   a relation: the same facts as subjects and objects
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs
+    words       word rows: concepts in English, French, German, Spanish, Chinese, Russian, Japanese
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from pathlib import Path
 from patchclamp.errors import FileError
 
 EXAMPLE_PREFIX = "example:"
+SUFFIXES = (".json", ".jsonl", ".txt")
 
 
-def _data_folder() -> Path:
+def data_folder() -> Path:
+    """Where the shipped files lie."""
     return Path(str(files("patchclamp.tasks"))) / "data"
 
 
 def example_names() -> tuple[str, ...]:
     """The names `example_file` knows, sorted."""
-    return tuple(sorted(path.stem for path in _data_folder().iterdir() if path.suffix in (".jsonl", ".txt")))
+    return tuple(sorted(path.stem for path in data_folder().iterdir() if path.suffix in SUFFIXES))
 
 
 def example_file(name: str) -> Path:
@@ -34,8 +38,8 @@ def example_file(name: str) -> Path:
 
     Raises FileError with the names there are.
     """
-    for path in _data_folder().iterdir():
-        if path.stem == name and path.suffix in (".jsonl", ".txt"):
+    for path in data_folder().iterdir():
+        if path.stem == name and path.suffix in SUFFIXES:
             return path
     known = example_names()
     near = difflib.get_close_matches(name, known, n=1)

@@ -8,22 +8,62 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from patchclamp.errors import FileError
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_file, example_names
 
+HUB_PREFIX = "hf:"
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Suffixes of the files that hold rows."""
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin")
 """Suffixes under which pickles are commonly kept."""
 
+DataFile = Annotated[str, AfterValidator(lambda name: absolute(name))]
+"""The name of a data file in a specification, kept absolute, so that a record can be run again from anywhere."""
+
 _BOM = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _PARQUET_BATCH = 1024
+
+
+_opened: ContextVar[set[Path] | None] = ContextVar("data files opened", default=None)
+
+
+def absolute(name: str) -> str:
+    """The absolute path of a data file; names of shipped files and hub datasets as they are."""
+    return name if name.startswith((EXAMPLE_PREFIX, HUB_PREFIX)) else str(Path(name).expanduser().absolute())
+
+
+@contextmanager
+def noting_files() -> Iterator[set[Path]]:
+    """The data files that are opened inside, as they come to be known."""
+    files: set[Path] = set()
+    token = _opened.set(files)
+    try:
+        yield files
+    finally:
+        _opened.reset(token)
+
+
+def hash_of_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note(path: Path) -> None:
+    opened = _opened.get()
+    if opened is not None:
+        opened.add(path)
 
 
 def locate(path: str | Path) -> Path:
@@ -75,6 +115,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     A line ends at a newline and nowhere else: text may hold the other separators of Unicode.
     """
+    _note(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -204,6 +245,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
+    _note(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0

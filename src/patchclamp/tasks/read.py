@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from patchclamp.errors import FileError
 from patchclamp.tasks.files import (
+    HUB_PREFIX,
     ROW_SUFFIXES,
     describe,
     locate,
@@ -33,7 +34,6 @@ from patchclamp.tasks.rows import BehaviourRow, PromptRow, RelationFile, Row, Te
 RowT = TypeVar("RowT", bound=Row)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-HUB_PREFIX = "hf:"
 MAX_PARAGRAPH = 20_000
 """Characters after which a paragraph without a blank line is cut at the next line end, to bound memory."""
 

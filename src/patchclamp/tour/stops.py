@@ -81,6 +81,35 @@ STOPS: tuple[Stop, ...] = (
         "The residual stream is a highway to which every block adds. Unembedded after each block, what does it say on "
         "the way from the question to the answer?",
         GEMMA, "lens.logit",
-        {"prompt": "The capital of Poland is the city of", "watch": (" Warsaw", " Poland")},
+        {"prompt": "The capital of Poland is the city of", "watch": (" Warsaw", " Poland"), "position": "all"},
+    ),
+    Stop(
+        "The same answer by another route",
+        "With the fact in the passage there is nothing to recall. Does the answer take the same way through the "
+        "layers, and does Poland still show on the way?",
+        GEMMA, "lens.logit",
+        {"prompt": "Question: what is the capital of Poland? Answer: the city of",
+         "beside": "Poland is a country. Its capital is the city of Warsaw. Question: what is the capital of Poland? "
+                   "Answer: the city of",
+         "watch": (" Warsaw", " Poland")},
+    ),
+    Stop(
+        "What each block adds to the answer",
+        "The logit of Warsaw is a sum: every block, head and neuron adds its part to the stream. Which parts write it?",
+        GEMMA, "lens.attribute", {"prompt": "The capital of Poland is the city of", "answer": " Warsaw"},
+    ),
+    Stop(
+        "The language of thought",
+        "Gemma translates French to Chinese. Does it pass through English on the way, more than through a language "
+        "that is neither?",
+        GEMMA, "lens.language", {"source": "fr", "target": "zh", "limit": 48},
+    ),
+    Stop(
+        "A hidden state describes itself",
+        "The state of 'Diana, princess of Wales', taken after each block and put into another prompt: what does the "
+        "model say it is, early, in the middle, and late?",
+        SMOLLM2, "lens.patchscope",
+        {"text": "Diana, princess of Wales", "target_layer": 0, "norm": "raw",
+         "expect": ("monarch", "royal", "princess")},
     ),
 )
