@@ -21,6 +21,7 @@ from patchclamp.forward.execute import Track, accepts_positions, execute
 from patchclamp.forward.generate import generate, stream
 from patchclamp.forward.plan import Mode, Plan, Row
 from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, token_indices, value_shape
+from patchclamp.forward.prove import prove_shortcuts
 from patchclamp.forward.read import read_all
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.site import Site
@@ -67,6 +68,7 @@ class Model:
         self.ref = str(Path(loaded.ref).expanduser().absolute()) if is_local else loaded.ref
         self.name, self.revision = loaded.name, loaded.revision
         self.anatomy, self.identities = resolve(self.hf)
+        prove_shortcuts(self.anatomy)
         self._as_loaded = self._weights_state()
         self._one_at_a_time = threading.RLock()
         self._depends = Dependencies(self._read_clean, self._cut_to_context)
@@ -102,7 +104,7 @@ class Model:
 
     def encode(self, prompt: Any) -> Encoded:
         """A prompt as tokens; PromptError if it is empty or too long."""
-        return encode(self.tokenizer, prompt, self.anatomy.context)
+        return encode(self.tokenizer, prompt, self.anatomy.context, self.n_vocab)
 
     def tokens(self, prompt: Any) -> list[str]:
         """What each of the prompt's tokens says."""
@@ -110,7 +112,7 @@ class Model:
 
     def token(self, text: str) -> int:
         """The id of the one token that spells `text`; TokenError names the tokens if it takes several."""
-        return single_token(self.tokenizer, text)
+        return single_token(self.tokenizer, text, self.n_vocab)
 
     def say(self, token: int) -> str:
         """The text of a token id."""
@@ -265,6 +267,8 @@ class Model:
             return False
         other = self.encode(source.prompt)
         end = max(ready.tokens) + 1
+        if self.anatomy.rope_side(len(other)) != self.anatomy.rope_side(len(ready.encoded)):
+            return False  # the two runs turn queries and keys by other angles
         return (other.ids[:end] == ready.encoded.ids[:end]
                 and token_indices(source.site.positions, other, source.site) == ready.tokens)
 
