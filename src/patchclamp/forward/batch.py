@@ -272,10 +272,12 @@ class Batch:
         return row if row < n_rows else self.layout.base[row]
 
     def pick(self, value: Tensor, row: int, read: ReadyRead) -> Tensor:
-        columns = self.layout.columns(row, read.tokens)
         picked = value[self._live(row, len(value))]
         site = read.read.site
         assert site is not None
+        if len(read.tokens) == self.n_tokens and site.positions.kind == "all" and site.unit is None:
+            return picked
+        columns = self.layout.columns(row, read.tokens)
         is_part = len(columns) < self.n_tokens
         if is_part:
             picked = picked[_as_slice(columns)]
