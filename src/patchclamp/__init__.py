@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from patchclamp.lenses.jacobian import jacobian
     from patchclamp.lenses.language import language
     from patchclamp.lenses.logit import logit_lens
+    from patchclamp.lenses.multihop import multihop
     from patchclamp.lenses.patchscope import patchscope
+    from patchclamp.lenses.selfreport import selfreport
+    from patchclamp.lenses.stages import stages
+    from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
 
 _HOME = {
@@ -54,10 +58,15 @@ _HOME = {
     "logit_lens": "lenses.logit",
     "method": "evidence.method",
     "methods": "evidence.method",
+    "multihop": "lenses.multihop",
     "patch": "circuits.patch",
     "patchscope": "lenses.patchscope",
     "replay": "evidence.store",
     "run": "evidence.method",
+    "selfreport": "lenses.selfreport",
+    "stages": "lenses.stages",
+    "train_tuned_lens": "lenses.tuned",
+    "tuned_lens": "lenses.tuned",
 }
 
 __all__ = [
@@ -91,10 +100,15 @@ __all__ = [
     "logit_lens",
     "method",
     "methods",
+    "multihop",
     "patch",
     "patchscope",
     "replay",
     "run",
+    "selfreport",
+    "stages",
+    "train_tuned_lens",
+    "tuned_lens",
 ]
 
 

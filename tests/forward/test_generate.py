@@ -13,6 +13,7 @@ from tiny import SPREAD, direction, ids, tiny_model, tiny_tokenizer
 
 from patchclamp.errors import EditError, InputError, PromptError
 from patchclamp.forward import Edit
+from patchclamp.forward.batch import compute_prefix
 
 V = direction(32)
 N = 8
@@ -103,6 +104,29 @@ def test_padded_prompts_answer_as_they_do_alone(name, edits):
     model, prompts = tiny_model(name), [ids(4), ids(9, 1), ids(6, 2)]
     together = model.generate(prompts, edits, N)
     assert [a.tokens for a in together] == [model.generate(p, edits, N).tokens for p in prompts]
+
+
+@spread
+def test_a_beginning_in_common_is_computed_once_and_changes_no_token(name, monkeypatch):
+    """Each row has its own edit behind the beginning; the last prompt differs in its last token."""
+    model, prompts = tiny_model(name), [ids(9), ids(9), (*ids(9)[:-1], ids(1, 5)[0])]
+    edits = [[Edit.add("resid.1@5", V, 2.0, "raw")], [STEER], [Edit.zero("attn.1@6:")]]
+    lengths = []
+    monkeypatch.setattr("patchclamp.forward.generate.compute_prefix",
+                        lambda *args: lengths.append(args[2]) or compute_prefix(*args))
+    together = model.generate(prompts, edits, N)
+    assert lengths == ([5] if model.anatomy.family.rows_may_join else [])
+    assert [a.tokens for a in together] == [
+        model.generate(p, e, N).tokens for p, e in zip(prompts, edits, strict=True)]
+    assert lengths == lengths[:1], "a single prompt shares nothing"
+
+
+@pytest.mark.parametrize(("prompts", "edits"), [
+    ([ids(9), ids(8)], []), ([ids(9), ids(9, 1)], []), ([ids(9)] * 2, [Edit.zero("attn.1")]),
+], ids=["other lengths", "other beginnings", "edited from the start"])
+def test_nothing_is_shared_where_nothing_is_common(prompts, edits, monkeypatch):
+    monkeypatch.setattr("patchclamp.forward.generate.compute_prefix", None)
+    assert len(tiny_model("gemma3").generate(prompts, edits, 2)) == 2
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama-wide-heads", "mistral", "gemma3", "gemma2"])

@@ -1,11 +1,13 @@
 """Patchscopes: a patch into its own place changes nothing, the batch agrees with one layer at a time, bad input."""
 
 import pytest
+import torch
 
 import patchclamp as pc
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Silent
 from patchclamp.forward import Edit
+from patchclamp.lenses.affine import fit_maps, mapped
 from patchclamp.lenses.patchscope import DESCRIBE, PatchscopeSpec, continuations, make_target
 from patchclamp.lenses.reading import streams
 
@@ -65,7 +67,29 @@ def test_the_object_of_a_relation_is_read_off_the_subject(gemma, tmp_path):
     assert record.save(tmp_path / "chart.svg").read_text().startswith("<svg")
 
 
+def test_an_affine_map_brings_a_layer_s_states_nearer_to_the_target_layer_s(smollm2):
+    """On a text it was not fitted on; and the map to the target layer itself is the identity."""
+    maps = fit_maps(smollm2, "example:neutral", 3, Silent())
+    text = smollm2.encode("Diana, princess of Wales, opened a hospital in the north of London on Tuesday.")
+    places_NLD = torch.stack(streams(smollm2, [text.ids] * (len(text) - 1), range(1, len(text))))
+    target_ND = places_NLD[:, 4]
+    for layer, share in ((5, 0.9), (12, 0.5), (29, 0.3)):
+        states_ND = places_NLD[:, layer + 1]
+        after_ND = torch.stack([mapped(maps, layer, state_D) for state_D in states_ND])
+        assert (target_ND - after_ND).norm() < share * (target_ND - states_ND).norm()
+    assert torch.allclose(mapped(maps, 3, target_ND[0]), target_ND[0], atol=1e-3)
+
+
+def test_states_are_put_in_mapped(smollm2):
+    record = pc.run("lens.patchscope", smollm2, text=DIANA, target_layer=2, affine="example:neutral", max_new_tokens=3,
+                    controls=0)
+    assert len(record.result.rows) == smollm2.n_layers
+    assert not record.result.norm_matched
+
+
 @pytest.mark.parametrize(("fields", "said"), [
+    ({"text": DIANA, "affine": "example:neutral"}, "name the target layer"),
+    ({"text": DIANA, "affine": "example:neutral", "target_layer": 30}, "0 to 29"),
     ({"text": DIANA, "target": "no place here", "placeholder": "@"}, "placeholder '@'"),
     ({"text": DIANA, "target_layer": 30}, "0 to 29"),
     ({}, "either a text to read or a relation"),

@@ -14,7 +14,8 @@ from patchclamp.lenses.corpus import kl_to_output, pack, read_places
 from patchclamp.lenses.fit import CHECKPOINT, CrossEntropy, Fit, Recipe
 from patchclamp.lenses.regress import Regression
 from patchclamp.lenses.transport import Transport, TransportConfig, load_transport
-from patchclamp.lenses.tuned import apply, train
+from patchclamp.lenses.tuned import train_tuned_lens as train
+from patchclamp.lenses.tuned import tuned_lens as apply
 
 PROMPT = tuple(range(10, 18))
 QUICK = {"length": 16, "tokens": 1000, "held_out": 6, "share": 0.5, "checkpoint_seconds": 0}

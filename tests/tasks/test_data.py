@@ -24,7 +24,7 @@ IOI = read_rows("example:ioi", PairRow)
 
 def test_the_names_of_the_shipped_files():
     assert example_names() == (
-        "agreement", "agreement-validation", "capitals", "country-capital", "ioi", "neutral", "words")
+        "agreement", "agreement-validation", "capitals", "country-capital", "ioi", "neutral", "two-hop", "words")
 
 
 def test_every_name_is_a_file():

@@ -59,6 +59,10 @@ class Interval(BaseModel):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if self.exists else f"{self.mean:.3g}"
 
 
+NO_INTERVAL = Interval(mean=math.nan, low=math.nan, high=math.nan)
+"""What a mean over no observations is."""
+
+
 class Verdict(BaseModel):
     """Effect, control and the conclusion drawn from both."""
 

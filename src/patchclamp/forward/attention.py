@@ -1,17 +1,22 @@
 """Attention weights: seen and edited through transformers' own attention interface, for the time of one run."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from patchclamp.errors import EditError
 from patchclamp.model.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from patchclamp.forward.prepare import ReadyEdit
 
 NAME = "patchclamp_eager"
 Changes = dict[nn.Module, Callable[[Tensor], None]]
@@ -64,3 +69,25 @@ def attention_weights(anatomy: Anatomy, needed: bool, changes: Changes) -> Itera
     finally:
         config._attn_implementation = before
         _changes.reset(token)
+
+
+def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[int], shift: int) -> None:
+    """Apply an edit to one row's attention weights, in place, at the query columns given. `shift`: the column of
+    the row's first token among the keys; keys to the left of column 0 are no longer attended."""
+    kept = [k + shift for k in edit.keys or [] if k + shift >= 0]
+    keys = torch.tensor(kept, dtype=torch.long, device=weights_HTS.device)
+    _, n_queries, n_keys = weights_HTS.shape
+    queries = torch.arange(n_queries, device=weights_HTS.device)[columns] + n_keys - n_queries
+    is_past = keys <= queries[:, None]  # a token attends to none after it, whatever is set
+    for head in range(len(weights_HTS)) if edit.site.unit is None else [edit.site.unit]:
+        own_TS = weights_HTS[head]
+        chosen = own_TS[columns].clone()
+        chosen[:, keys] = torch.where(is_past, edit.change(chosen[:, keys]), chosen[:, keys])
+        if edit.edit.renormalize:
+            left = chosen.sum(-1, keepdim=True)
+            if not bool((left > 0).all()):
+                raise EditError(f"{edit.edit.op} at {edit.site}: with {edit.edit.keys} blocked some token has nothing "
+                                f"left to attend to; block fewer tokens, or zero head.{edit.site.layer} instead")
+            chosen = chosen / left
+        own_TS[columns] = chosen
+    edit.fired = True

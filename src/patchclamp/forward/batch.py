@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.errors import EditError
-from patchclamp.forward.attention import attention_weights
+from patchclamp.forward.attention import attention_weights, change_weights
 from patchclamp.forward.prepare import Job, ReadyEdit, ReadyRead
 from patchclamp.forward.site import Site
 from patchclamp.model.anatomy import Anatomy, Tap, part, weight_in_out
@@ -101,6 +101,29 @@ def inputs_of(anatomy: Anatomy, layout: Layout, accepts_positions: bool) -> dict
     return inputs
 
 
+def compute_prefix(anatomy: Anatomy, inputs: dict[str, Tensor], length: int) -> KeyValues:
+    """Keys and values of the first `length` columns, block by block."""
+    from transformers import DynamicCache
+
+    cache: Any = DynamicCache()
+    anatomy.base(**{name: tensor[:, :length] for name, tensor in inputs.items()}, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def prefix_cache(prefix: KeyValues, rows: Callable[[int], Sequence[int]]) -> Any:
+    """A cache to go on from; `rows` gives for each block which row of the prefix each live row continues."""
+    from transformers import DynamicCache
+
+    data = []
+    for block, (keys, values) in enumerate(prefix):
+        chosen = torch.tensor(rows(block), device=keys.device)
+        if len(keys) == 1:
+            data.append((keys.expand(len(chosen), -1, -1, -1), values.expand(len(chosen), -1, -1, -1)))
+        else:
+            data.append((keys[chosen], values[chosen]))
+    return DynamicCache(data)
+
+
 class Batch:
     """One execution. `run()` returns the hidden states after the final norm [rows, columns, D], or None if the
     pass was stopped early; values read at sites are in `values[row, read index]`."""
@@ -128,7 +151,8 @@ class Batch:
     def run(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Execute. Raises EditError if an edit did not fire."""
         if self.prefix is not None:
-            inputs = {**inputs, "past_key_values": self._cache()}
+            cache = prefix_cache(self.prefix, lambda block: self.layout.base[: self.layout.rows_at(block)])
+            inputs = {**inputs, "past_key_values": cache}
         with self._hooks(), attention_weights(self.anatomy, self._needs("pattern"), self._pattern_edits()):
             try:
                 out = self.anatomy.base(**inputs, use_cache=self.prefix is not None)
@@ -144,21 +168,6 @@ class Batch:
 
     def _needs(self, point: str) -> bool:
         return any(p == point for p, _ in (*self.edits, *self.reads))
-
-    def _cache(self) -> Any:
-        """The prefix's keys and values, for each block as many rows as are live in it."""
-        from transformers import DynamicCache
-
-        assert self.prefix is not None
-        base = torch.tensor(self.layout.base)
-        data = []
-        for block, (keys, values) in enumerate(self.prefix):
-            rows = base[: self.layout.rows_at(block)].to(keys.device)
-            if len(keys) == 1:
-                data.append((keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1)))
-            else:
-                data.append((keys[rows], values[rows]))
-        return DynamicCache(data)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -336,28 +345,6 @@ class Batch:
 ORDER = {p: i for i, p in enumerate((
     "embed", "resid_pre", "q", "k", "v", "pattern", "head", "head_out", "attn", "resid_mid", "gate", "neuron", "mlp",
     "resid"))}
-
-
-def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[int], shift: int) -> None:
-    """Apply an edit to one row's attention weights, in place, at the query columns given. `shift`: the column of
-    the row's first token among the keys; keys to the left of column 0 are no longer attended."""
-    kept = [k + shift for k in edit.keys or [] if k + shift >= 0]
-    keys = torch.tensor(kept, dtype=torch.long, device=weights_HTS.device)
-    _, n_queries, n_keys = weights_HTS.shape
-    queries = torch.arange(n_queries, device=weights_HTS.device)[columns] + n_keys - n_queries
-    is_past = keys <= queries[:, None]  # a token attends to none after it, whatever is set
-    for head in range(len(weights_HTS)) if edit.site.unit is None else [edit.site.unit]:
-        own_TS = weights_HTS[head]
-        chosen = own_TS[columns].clone()
-        chosen[:, keys] = torch.where(is_past, edit.change(chosen[:, keys]), chosen[:, keys])
-        if edit.edit.renormalize:
-            left = chosen.sum(-1, keepdim=True)
-            if not bool((left > 0).all()):
-                raise EditError(f"{edit.edit.op} at {edit.site}: with {edit.edit.keys} blocked some token has nothing "
-                                f"left to attend to; block fewer tokens, or zero head.{edit.site.layer} instead")
-            chosen = chosen / left
-        own_TS[columns] = chosen
-    edit.fired = True
 
 
 def _as_slice(columns: Sequence[int]) -> slice | list[int]:

@@ -4,12 +4,12 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from patchclamp.errors import RunError
-from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
+from patchclamp.forward.batch import Batch, KeyValues, Layout, compute_prefix, inputs_of
 from patchclamp.forward.plan import Mode
 from patchclamp.forward.prepare import Job
 from patchclamp.forward.read import read_all
@@ -256,10 +256,5 @@ class _Prefixes:
         return [(k[..., : layout.start, :], v[..., : layout.start, :]) for k, v in self.held[1]]
 
     def _compute(self, layout: Layout, length: int) -> KeyValues:
-        from transformers import DynamicCache
-
         whole = inputs_of(self.anatomy, Layout(layout.roots), accepts_positions(self.anatomy))
-        cut = {name: tensor[:, :length] for name, tensor in whole.items()}
-        cache: Any = DynamicCache()
-        self.anatomy.base(**cut, past_key_values=cache, use_cache=True)
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return compute_prefix(self.anatomy, whole, length)

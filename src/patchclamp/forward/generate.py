@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.errors import EditError, PromptError
-from patchclamp.forward.attention import attention_weights
-from patchclamp.forward.batch import ORDER, change_weights, first_tensor, with_first
+from patchclamp.forward.attention import attention_weights, change_weights
+from patchclamp.forward.batch import ORDER, compute_prefix, first_tensor, prefix_cache, with_first
 from patchclamp.forward.prepare import ReadyEdit
 from patchclamp.model.anatomy import Anatomy, Tap, part
 from patchclamp.model.tokens import Encoded
@@ -144,6 +144,18 @@ def padded_inputs(anatomy: Anatomy, encoded: Sequence[Encoded], pad_id: int) -> 
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
+def shared_prefix(anatomy: Anatomy, encoded: Sequence[Encoded], edits: Sequence[Sequence[ReadyEdit]]) -> int:
+    """How many tokens all prompts begin with before the first edit: 0 for a single prompt, or for prompts of different
+    lengths, whose padding would stand between their beginnings and the rest."""
+    first = encoded[0]
+    one_length = all(len(e) == len(first) for e in encoded)
+    if len(encoded) == 1 or not one_length or not anatomy.family.rows_may_join or anatomy.rope_side(len(first)):
+        return 0
+    untouched = min([len(first) - 1, *(min(edit.tokens) for some in edits for edit in some)])
+    distinct = {e.ids for e in encoded}
+    return next((i for i in range(untouched) if any(ids[i] != first.ids[i] for ids in distinct)), untouched)
+
+
 @torch.no_grad()
 def generate(
     anatomy: Anatomy, tokenizer: Any, encoded: Sequence[Encoded], edits: Sequence[Sequence[ReadyEdit]],
@@ -156,11 +168,14 @@ def generate(
         raise PromptError(f"a prompt of {longest} tokens and {new} new ones exceed the model's context of {limit}")
     pad = tokenizer.pad_token_id
     pad = pad if pad is not None else tokenizer.eos_token_id or 0
+    inputs: dict[str, Any] = dict(padded_inputs(anatomy, encoded, pad))
+    shared = shared_prefix(anatomy, encoded, edits) if settings["use_cache"] else 0
+    if shared:
+        prefix = compute_prefix(anatomy, {"input_ids": inputs["input_ids"][:1]}, shared)
+        inputs["past_key_values"] = prefix_cache(prefix, lambda block: [0] * len(encoded))
     steering = Steering(anatomy, edits, encoded)
     with steering.hooks():
-        out = anatomy.hf.generate(
-            **padded_inputs(anatomy, encoded, pad), pad_token_id=pad, streamer=streamer, **settings
-        )
+        out = anatomy.hf.generate(**inputs, pad_token_id=pad, streamer=streamer, **settings)
     return [_answer(tokenizer, row[longest:].tolist(), anatomy.hf.generation_config.eos_token_id) for row in out]
 
 

@@ -23,6 +23,7 @@ from patchclamp.lenses.patchscope import (
     continuations,
     found_in,
     make_target,
+    maps_for,
 )
 from patchclamp.lenses.reading import decoded, streams
 from patchclamp.tasks.read import read_relation
@@ -43,7 +44,8 @@ def extract(model: Model, spec: PatchscopeSpec, progress: Progress) -> Outcome:
     template = relation.prompt_templates[0]
     subjects, objects = [s.subject for s in samples], [s.object for s in samples]
     places = streams(model, subjects, progress=progress)
-    target = make_target(model, spec, template.format(spec.placeholder), torch.stack(places).mean(0))
+    target = make_target(model, spec, template.format(spec.placeholder), torch.stack(places).mean(0),
+                         maps=maps_for(model, spec, progress))
     texts = continuations(model, target, places, min(spec.max_new_tokens, ANSWER_TOKENS), progress)
     hits_NL = _hits(texts, objects)
     answers = [g.text for g in model.generate([template.format(s) for s in subjects],

@@ -17,7 +17,9 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.lenses.affine import fit_maps, mapped
 from patchclamp.lenses.reading import Part, TopToken, streams
+from patchclamp.lenses.regress import Start
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.neutral import neutral_texts
@@ -31,17 +33,13 @@ IDENTITY = "cat -> cat\n135 -> 135\nhello -> hello\nx ->"
 TARGETS = {"describe": DESCRIBE, "identity": IDENTITY}
 ROWS_AT_ONCE = 128
 CONTROL_TOKENS = 12
-FAR = 3.0
+FAR = 10.0
 """How many times larger or smaller than the placeholder's own a state's norm may be before it is rescaled."""
 
 
-class PatchscopeSpec(Spec):
-    """Which hidden state to read, and which prompt to read it with."""
+class StateReading(Spec):
+    """How a state is read aloud: the prompt it is put into, and where."""
 
-    text: Annotated[Prompt | None, Positional()] = None
-    """The source prompt, e.g. "Diana, princess of Wales". Left out with `relation`."""
-    position: str = "last"
-    """The source token: `last`, an index, or a quoted substring."""
     target: str = "describe"
     """The target prompt: `describe` (a few-shot prompt of descriptions), `identity` (a prompt that repeats), or your
     own text with the placeholder in it."""
@@ -51,9 +49,20 @@ class PatchscopeSpec(Spec):
     """The block after which the state is put in; by default the same as it was taken from."""
     norm: Literal["auto", "raw", "matched"] = "auto"
     """Put the state in as it is, or rescaled to the placeholder's own norm; auto rescales where they differ more than
-    threefold."""
+    tenfold."""
+    affine: DataFile | None = None
+    """A corpus on which to fit an affine map from every layer to the target layer; states are put in mapped."""
     max_new_tokens: int = Field(12, ge=1, le=200)
     """Length of each continuation."""
+
+
+class PatchscopeSpec(StateReading):
+    """Which hidden state to read, and which prompt to read it with."""
+
+    text: Annotated[Prompt | None, Positional()] = None
+    """The source prompt, e.g. "Diana, princess of Wales". Left out with `relation`."""
+    position: str = "last"
+    """The source token: `last`, an index, or a quoted substring."""
     expect: tuple[str, ...] = ()
     """Words to look for in the continuations; the verdict is then about them."""
     relation: DataFile | None = None
@@ -147,13 +156,15 @@ class Target(NamedTuple):
     """Length of the placeholder's own residual stream after each block."""
     layer: int | None
     matched: bool
+    maps: Start | None
 
     def edits(self, place_LD: Tensor) -> list[list[Edit]]:
         """For each block's state of one source place [L,D] the edit that puts it in; the embeddings are left out."""
         out = []
         for source, state_D in enumerate(place_LD[1:]):
             at = source if self.layer is None else self.layer
-            value = state_D * (self.norms[at] / state_D.norm()) if self.matched else state_D
+            value = state_D if self.maps is None else mapped(self.maps, source, state_D)
+            value = value * (self.norms[at] / value.norm()) if self.matched else value
             out.append([Edit.set(f"resid.{at}@{self.position}", value)])
         return out
 
@@ -173,8 +184,9 @@ def patchscope(model: Model, spec: PatchscopeSpec, progress: Progress) -> Outcom
     assert spec.text is not None
     place_LD = streams(model, [spec.text], spec.position)[0]
     own = _own_next(model, spec)
-    target = make_target(model, spec, TARGETS.get(spec.target, spec.target), place_LD)
-    identity = make_target(model, spec, IDENTITY, place_LD, "x")
+    maps = maps_for(model, spec, progress)
+    target = make_target(model, spec, TARGETS.get(spec.target, spec.target), place_LD, maps=maps)
+    identity = make_target(model, spec, IDENTITY, place_LD, "x", maps)
     texts = continuations(model, target, [place_LD], spec.max_new_tokens, progress)[0]
     tops = _readouts(model, target, place_LD, Readout.top(5))
     scores = _surprisals(model, identity, place_LD, own)
@@ -197,24 +209,38 @@ def _own_next(model: Model, spec: PatchscopeSpec) -> int:
 
 
 def make_target(
-    model: Model, spec: PatchscopeSpec, text: str, place_LD: Tensor, placeholder: str | None = None
+    model: Model, spec: StateReading, text: str, place_LD: Tensor, placeholder: str | None = None,
+    maps: Start | None = None,
 ) -> Target:
-    """The target prompt, and whether states have to be rescaled for it. SpecError if it lacks its placeholder."""
+    """The target prompt, and whether states have to be rescaled for it: mapped ones are not, unless asked for.
+
+    SpecError if the prompt lacks its placeholder, or the model its target layer.
+    """
     placeholder = placeholder or spec.placeholder
     if placeholder not in text:
         raise SpecError(f"the target prompt {text!r} does not contain the placeholder {placeholder!r}: write it where "
                         "the state belongs, or name another one")
-    if spec.target_layer is not None and spec.target_layer >= model.n_layers:
-        raise SpecError(f"{model.name} has {model.n_layers} blocks (0 to {model.n_layers - 1}); the target layer is "
-                        f"{spec.target_layer}")
+    _check_layer(model, spec)
     encoded = model.encode(text)
     position = encoded.find(placeholder)
     norms = streams(model, [encoded.ids], position)[0][1:].norm(dim=-1)
     at = norms if spec.target_layer is None else norms[spec.target_layer].expand_as(norms)
     ratio = place_LD[1:].norm(dim=-1) / at
     is_far = bool(((ratio > FAR) | (ratio < 1 / FAR)).any())
-    return Target(encoded.ids, position, norms, spec.target_layer, spec.norm == "matched" or
-                  (spec.norm == "auto" and is_far))
+    matched = spec.norm == "matched" or (spec.norm == "auto" and maps is None and is_far)
+    return Target(encoded.ids, position, norms, spec.target_layer, matched, maps)
+
+
+def _check_layer(model: Model, spec: StateReading) -> None:
+    if spec.target_layer is not None and spec.target_layer >= model.n_layers:
+        raise SpecError(f"{model.name} has {model.n_layers} blocks (0 to {model.n_layers - 1}); the target layer is "
+                        f"{spec.target_layer}")
+
+
+def maps_for(model: Model, spec: StateReading, progress: Progress) -> Start | None:
+    """The affine maps a specification asks for."""
+    _check_layer(model, spec)
+    return None if spec.affine is None else fit_maps(model, spec.affine, spec.target_layer, progress)
 
 
 def continuations(

@@ -67,16 +67,18 @@ def layer_sites(model: Model, position: str | int) -> list[str]:
     return [f"embed@{position}", *(f"resid.{layer}@{position}" for layer in range(model.n_layers))]
 
 
-def streams(model: Model, prompts: Sequence[Any], position: str | int = "last",
+def streams(model: Model, prompts: Sequence[Any], position: str | int | Sequence[int] = "last",
             progress: Progress | None = None) -> list[Tensor]:
     """The residual stream of each prompt at one token, at every layer: [L,D] each, L = blocks + 1.
 
-    Raises SpecError if `position` is several tokens.
+    `position` is one for all prompts, or an index for each. Raises SpecError if it is several tokens.
     """
-    if not Positions.parse(str(position)).single:
-        raise SpecError(f"position {position!r} is several tokens; the lens reads one: last, an index or a quoted word")
-    reads = [Readout.value(site) for site in layer_sites(model, position)]
-    plan = Plan.of([(prompt, (), reads) for prompt in prompts])
+    each = [position] * len(prompts) if isinstance(position, str | int) else position
+    for one in dict.fromkeys(each):
+        if not Positions.parse(str(one)).single:
+            raise SpecError(f"position {one!r} is several tokens; the lens reads one: last, an index or a quoted word")
+    plan = Plan.of([(prompt, (), [Readout.value(site) for site in layer_sites(model, one)])
+                    for prompt, one in zip(prompts, each, strict=True)])
     return [torch.stack(row) for row in model.execute(plan, track=progress.track if progress else None)]
 
 

@@ -121,7 +121,7 @@ class TrainedLens(Result):
 
 
 @method("lens.tuned.train", spec=TrainSpec, result=TrainedLens)
-def train(model: Model, spec: TrainSpec, progress: Progress) -> Outcome:
+def train_tuned_lens(model: Model, spec: TrainSpec, progress: Progress) -> Outcome:
     """Train a tuned lens on a corpus: an affine map a layer, by KL to the model's output.
 
     The verdict asks whether on held-out text the tuned lens is nearer to the output than the logit lens at every
@@ -212,7 +212,7 @@ class ApplySpec(Spec):
 
 
 @method("lens.tuned.apply", spec=ApplySpec, result=LogitLens)
-def apply(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
+def tuned_lens(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
     """Read the residual stream after every block through a saved lens: what the model would say there.
 
     The result is that of the logit lens, and so is the verdict: is the first watched token (else the prediction)

@@ -80,8 +80,9 @@ def encode(
         ids = _without_second_bos(tokenizer, list(tokenizer(prompt)["input_ids"]))
     elif len(prompt) and all(isinstance(i, int) for i in prompt):
         ids = [i for i in prompt if isinstance(i, int)]
-        if bad := [i for i in ids if not 0 <= i < len(tokenizer)]:
-            raise PromptError(f"token id {bad[0]} is outside the vocabulary of {len(tokenizer)} tokens")
+        known = len(tokenizer)
+        if bad := [i for i in ids if not 0 <= i < known]:
+            raise PromptError(f"token id {bad[0]} is outside the vocabulary of {known} tokens")
     else:
         ids, n_prompt = _encode_messages(tokenizer, prompt)
     if not ids:

@@ -6,6 +6,7 @@ from patchclamp.tasks.read import read_behaviours, read_corpus, read_relation, r
 from patchclamp.tasks.rows import (
     BehaviourRow,
     ChoiceRow,
+    HopRow,
     LabelledRow,
     Message,
     PairRow,
@@ -21,6 +22,7 @@ from patchclamp.tasks.rows import (
 __all__ = [
     "BehaviourRow",
     "ChoiceRow",
+    "HopRow",
     "LabelledRow",
     "Message",
     "PairRow",

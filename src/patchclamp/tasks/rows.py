@@ -206,6 +206,32 @@ class WordRow(Row):
         return self
 
 
+class HopRow(Row):
+    """A question of two hops and the two facts it is made of: where the Eiffel Tower is, and that country's capital."""
+
+    kind: ClassVar[str] = "two-hop"
+
+    prompt: Text
+    """The question as the beginning of a sentence, with `phrase` in it."""
+    phrase: Text
+    """The words that stand for the bridge: `the country where the Eiffel Tower is located`."""
+    bridge: Text
+    """What they stand for: `France`."""
+    answer: Text
+    """The answer, without a leading space: `Paris`."""
+    first: Text
+    """The first hop alone, which `bridge` continues."""
+    second: Text
+    """The second hop alone, which `answer` continues."""
+
+    @model_validator(mode="after")
+    def _check(self) -> HopRow:
+        _require_different(self.bridge, self.answer, "bridge", "answer")
+        if self.phrase not in self.prompt:
+            raise ValueError(f"field 'phrase' is not part of field 'prompt': {self.phrase!r} in {self.prompt!r}")
+        return self
+
+
 class TextRow(Row):
     """One document of a corpus. It may be empty; empty documents are passed over."""
 
