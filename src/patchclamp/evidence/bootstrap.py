@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from patchclamp.errors import InputError
-from patchclamp.evidence.verdict import Interval
+from patchclamp.evidence.verdict import NO_INTERVAL, Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +94,11 @@ def bootstrap_groups(values: Values, seed: int, n: int = RESAMPLES, level: float
     prompt_share = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size=n) / prompts
     low, high = origin + np.quantile(((group_share @ gaps_GN) * prompt_share).sum(axis=1), tails)
     return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def mean_if_any(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
+    """`bootstrap_mean`, or `NO_INTERVAL` where there may be no observation at all."""
+    return bootstrap_mean(np.asarray(values, dtype=float), seed) if len(values) else NO_INTERVAL
 
 
 def control_range(values: Values, level: float = 0.95) -> Interval:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
+from patchclamp.evidence.bootstrap import control_range, mean_if_any
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
@@ -75,9 +75,10 @@ class Asked(NamedTuple):
     """The residual stream at that token in the first run, embeddings first, [L,D]."""
 
 
-def pairs_of(model: Model) -> list[Pair]:
-    """Every block with every earlier one."""
-    return [(source, target) for source in range(model.n_layers) for target in range(source)]
+def pairs_of(n_layers: int, step: int = 1) -> list[Pair]:
+    """Every block with every earlier one; of every `step` blocks only the last."""
+    blocks = range((n_layers - 1) % step, n_layers, step)
+    return [(source, target) for source in blocks for target in blocks if target < source]
 
 
 def copied(asked: Asked, pair: Pair) -> Tensor:
@@ -120,10 +121,10 @@ def best_pair(pairs: Sequence[Pair], right_NP: np.ndarray) -> Pair:
 
 
 def move_back(
-    model: Model, development: Sequence[Asked], test: Sequence[Asked], controls: int, seed: int, progress: Progress
+    model: Model, pairs: Sequence[Pair], development: Sequence[Asked], test: Sequence[Asked], controls: int, seed: int,
+    progress: Progress,
 ) -> tuple[Backpatch, Verdict | None]:
     """Choose a pair of layers on one set of questions and judge it on another; no verdict without a wrong answer."""
-    pairs = pairs_of(model)
     chosen = best_pair(pairs, answers_after(model, development, pairs, progress=progress))
     sets = [[one for one in test if one.right is right] for right in (False, True)]
     after = [answers_after(model, some, pairs, progress=progress) for some in sets]
@@ -136,9 +137,10 @@ def move_back(
     shares = [_column_means(found_NP) for found_NP in after]
     result = Backpatch(
         source_layer=chosen[0], target_layer=chosen[1], development=len(development), wrong=len(wrong),
-        right=len(right), repaired=_mean(repaired_N, seed), kept=_mean(kept_N, seed),
+        right=len(right), repaired=mean_if_any(repaired_N, seed), kept=mean_if_any(kept_N, seed),
         random_repaired=_range(repaired_KN), random_kept=_range(kept_KN),
-        best_repaired=_mean(after[0].any(1), seed), best_random=_mean(best_random_NP.any(1), seed),
+        best_repaired=mean_if_any(np.any(after[0], axis=1), seed),
+        best_random=mean_if_any(np.any(best_random_NP, axis=1), seed),
         pairs=[PairCell(source_layer=source, target_layer=target, repaired=repaired, kept=kept)
                for (source, target), repaired, kept in zip(pairs, *shares, strict=True)],
     )
@@ -156,9 +158,6 @@ def move_back(
 def _column_means(found_NP: np.ndarray) -> list[float] | list[None]:
     return found_NP.mean(0).tolist() if len(found_NP) else [None] * found_NP.shape[1]
 
-
-def _mean(values: np.ndarray, seed: int) -> Interval:
-    return bootstrap_mean(values.astype(float), seed) if len(values) else NO_INTERVAL
 
 
 def _range(found_KN: np.ndarray) -> Interval:

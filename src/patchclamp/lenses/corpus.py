@@ -16,13 +16,10 @@ from torch import Tensor
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Plan, metrics
-from patchclamp.lenses.reading import layer_sites
+from patchclamp.lenses.reading import NUMBERS_AT_ONCE, layer_sites
 from patchclamp.lenses.transport import Transport
 from patchclamp.tasks.read import read_corpus
 
-NUMBERS_AT_ONCE = 6_000_000
-"""Logits held at once. At 24 MB the allocator hands out the same memory again and again; larger blocks it takes
-from the system each time, whose fresh pages cost as much time as the arithmetic."""
 SEQUENCES_AT_ONCE = 4
 
 Ids = tuple[int, ...]

@@ -14,13 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from patchclamp.errors import FileError, RunError
-from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.errors import FileError, RunError, SpecError
+from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, method
-from patchclamp.evidence.verdict import NO_INTERVAL, Interval
+from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Model, Plan, Readout
-from patchclamp.lenses.backpatch import Asked, Backpatch, move_back
+from patchclamp.lenses.backpatch import Asked, Backpatch, move_back, pairs_of
 from patchclamp.lenses.patchscope import TARGETS, StateReading, continuations, make_target, maps_for
 from patchclamp.lenses.reading import Part, streams
 from patchclamp.tasks.files import DataFile
@@ -49,6 +49,8 @@ class MultihopSpec(StateReading):
     """Count only questions both of whose hops the model answers when asked alone."""
     at: Literal["last", "bridge"] = "last"
     """Whose state is copied back: the last token's, or that of the words that stand for the bridge."""
+    step: int = Field(1, ge=1, le=8)
+    """Copy states between every block (1), every second (2), …: the work grows with the square of their number."""
     controls: int = Field(20, ge=1, le=100)
     """How many random vectors are put in instead."""
 
@@ -131,6 +133,9 @@ def multihop(model: Model, spec: MultihopSpec, progress: Progress) -> Outcome:
     The pair of layers is chosen on one half of the questions (split by the words for the bridge) and judged on the
     other: does it repair more wrong answers than random vectors of the same length in the same place?
     """
+    pairs = pairs_of(model.n_layers, spec.step)
+    if not pairs:
+        raise SpecError(f"step {spec.step} leaves no two of {model.name}'s {model.n_layers} blocks to move states between")
     questions, asked, excluded = _questions(model, spec)
     prompts = [q.row.prompt for q in questions]
     at_bridge = streams(model, prompts, [q.bridge_at for q in questions], progress)
@@ -142,7 +147,7 @@ def multihop(model: Model, spec: MultihopSpec, progress: Progress) -> Outcome:
     halves = _halves([q.row.phrase for q in questions], spec.seed)
     development, test = ([one for one, is_first in zip(places, halves, strict=True) if is_first is first]
                          for first in (True, False))
-    backpatch, verdict = move_back(model, development, test, spec.controls, spec.seed, progress)
+    backpatch, verdict = move_back(model, pairs, development, test, spec.controls, spec.seed, progress)
     result = MultihopResult(layers=layers, right=right, wrong=wrong, backpatch=backpatch, asked=asked,
                             unknown=asked - len(questions) if spec.known else 0, excluded=excluded,
                             norm_matched=matched)
@@ -153,7 +158,8 @@ def _questions(model: Model, spec: MultihopSpec) -> tuple[list[Question], int, d
     """The questions that count, how many were asked, and those left out."""
     rows = read_rows(spec.questions, HopRow)
     order = np.random.default_rng(spec.seed).permutation(len(rows))
-    usable, excluded = [], {}
+    usable: list[tuple[HopRow, int, int]] = []
+    excluded: dict[str, str] = {}
     for row in (rows[i] for i in order):
         first, bridge = (model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
                          for word in (row.answer, row.bridge))
@@ -229,12 +235,9 @@ def _share(said_NL: np.ndarray) -> list[Any]:
 
 
 def _resolved(said_NL: np.ndarray, seed: int) -> Resolved:
-    some = said_NL.any(1)
-    return Resolved(share=_mean(some, seed), first_layer=_mean(said_NL[some].argmax(1), seed))
+    some = np.any(said_NL, axis=1)
+    return Resolved(share=mean_if_any(some, seed), first_layer=mean_if_any(said_NL[some].argmax(1), seed))
 
-
-def _mean(values: np.ndarray, seed: int) -> Interval:
-    return bootstrap_mean(values.astype(float), seed) if len(values) else NO_INTERVAL
 
 
 def _halves(phrases: Sequence[str], seed: int) -> list[bool]:

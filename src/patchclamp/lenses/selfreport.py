@@ -6,13 +6,13 @@ end (`lens.logit`). Reported: the number the chat model names when it is told of
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from patchclamp.errors import RunError, SpecError
-from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 FEWEST = 6
+AT_ONCE = 32
 QUESTION = ("You are a language model with {layers} layers, numbered from 0 (the first) to {last} (the last). At the "
             "number of which layer did you know that the answer is {answer}? Answer with the number of one layer.")
 
@@ -106,8 +107,7 @@ def selfreport(model: Model, spec: SelfreportSpec, progress: Progress) -> Outcom
     if len(known) < FEWEST:
         raise RunError(f"{model.name} gets {len(known)} of {len(asked)} facts right, where {FEWEST} are needed; give "
                        "facts it knows")
-    said = [model.generate([_asked(model, spec, template, sample)], max_new_tokens=spec.max_new_tokens)[0].text
-            for sample in progress.track(known, "asking the model", len(known))]
+    said = _say(model, spec, [_asked(model, spec, template, sample) for sample in known], progress)
     accounts = [
         Account(subject=sample.subject, answer=sample.object, measured=layer, said=text,
                 stated=stated_layer(text, model.n_layers))
@@ -155,6 +155,13 @@ def _asked(model: Model, spec: SelfreportSpec, template: str, sample: RelationSa
     ]
 
 
+def _say(model: Model, spec: SelfreportSpec, conversations: list[Any], progress: Progress) -> list[str]:
+    """The model's answers."""
+    starts = range(0, len(conversations), AT_ONCE)
+    return [answer.text for first in progress.track(starts, "asking the model", len(starts))
+            for answer in model.generate(conversations[first : first + AT_ONCE], max_new_tokens=spec.max_new_tokens)]
+
+
 def _compared(
     model: Model, accounts: list[Account], pairs_N2: np.ndarray, asked: int, spec: SelfreportSpec
 ) -> Outcome:
@@ -168,7 +175,8 @@ def _compared(
     constant_N = np.abs(np.median(measured_N) - measured_N) if len(errors_N) else errors_N
     result = SelfreportResult(
         accounts=accounts, facts=len(accounts), unknown=asked - len(accounts), stated=len(errors_N) / len(accounts),
-        error=_mean(errors_N, spec.seed), shuffled_error=shuffled, constant_error=_mean(constant_N, spec.seed),
+        error=mean_if_any(errors_N, spec.seed), shuffled_error=shuffled,
+        constant_error=mean_if_any(constant_N, spec.seed),
     )
     claim = (f"{model.name} can tell at which layer it knew (distance between stated and measured layer, against the "
              "stated layers dealt to other facts)")
@@ -179,6 +187,3 @@ def _compared(
                    f"are needed, which leaves open whether {claim}.")
     return result, judge(result.error, shuffled, claim=claim, direction="less")
 
-
-def _mean(values: np.ndarray, seed: int) -> Interval:
-    return bootstrap_mean(values, seed) if len(values) else NO_INTERVAL

@@ -84,14 +84,16 @@ STOPS: tuple[Stop, ...] = (
         {"prompt": "The capital of Poland is the city of", "watch": (" Warsaw", " Poland"), "position": "all"},
     ),
     Stop(
+        "The same for many countries",
+        "One country may be chance. Averaged over all capitals that the model knows: how near to the top of the "
+        "stream's list is the country on the way to its capital, and how near is another country?",
+        GEMMA, "lens.stages", {},
+    ),
+    Stop(
         "The same answer by another route",
         "With the fact in the passage there is nothing to recall. Does the answer take the same way through the "
-        "layers, and does Poland still show on the way?",
-        GEMMA, "lens.logit",
-        {"prompt": "Question: what is the capital of Poland? Answer: the city of",
-         "beside": "Poland is a country. Its capital is the city of Warsaw. Question: what is the capital of Poland? "
-                   "Answer: the city of",
-         "watch": (" Warsaw", " Poland")},
+        "layers, and does the country still show on the way?",
+        GEMMA, "lens.stages", {"passage": "{subject} is a country. Its capital is the city of {object}.", "limit": 40},
     ),
     Stop(
         "What each block adds to the answer",
@@ -111,5 +113,18 @@ STOPS: tuple[Stop, ...] = (
         SMOLLM2, "lens.patchscope",
         {"text": "Diana, princess of Wales", "target_layer": 0, "norm": "raw",
          "expect": ("monarch", "royal", "princess")},
+    ),
+    Stop(
+        "Two hops, and the second too late",
+        "The capital of the country where the Eiffel Tower is: at which layers does the model find France, and at "
+        "which Paris? Where it is wrong though it knows both facts, does a later state help, copied back to an earlier "
+        "layer?",
+        GEMMA, "lens.multihop", {"limit": 80, "max_new_tokens": 6, "step": 2},
+    ),
+    Stop(
+        "Does the model know where it knew?",
+        "Asked at which of its layers it knew the capital, the model names a number. Is it the layer at which the "
+        "answer shows?",
+        SMOLLM2, "lens.selfreport", {"limit": 40, "max_new_tokens": 16},
     ),
 )
