@@ -31,6 +31,8 @@ class Peer:
     name: str
     requirement: str
     worker: str
+    beside: tuple[str, ...] = (TRANSFORMERS,)
+    """What is installed with it and held still, besides torch."""
 
     @property
     def folder(self) -> Path:
@@ -51,6 +53,9 @@ PEERS = {
         Peer("transformer-lens", "transformer-lens==4.3.0", "transformer_lens_worker.py"),
         Peer("nnsight", "nnsight==0.8.1", "nnsight_worker.py"),
         Peer("interp-engine", "interp-engine==1.14.2", "interp_engine_worker.py"),
+        Peer("nnterp", "nnterp==1.3.0", "nnterp_worker.py", (TRANSFORMERS, "nnsight==0.7.0")),
+        Peer("interpreto", "interpreto==0.5.2", "interpreto_worker.py", (TRANSFORMERS, "nnsight==0.7.0")),
+        Peer("tuned-lens", "tuned-lens==0.2.0", "tuned_lens_worker.py", ("transformers==4.46.3", "numpy<2.3")),
     )
 }
 
@@ -60,10 +65,10 @@ def make(peer: Peer) -> None:
     shutil.rmtree(peer.folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(peer.folder)], check=True)
     constraints = peer.folder / "constraints.txt"
-    constraints.write_text(f"{TORCH}\n{TRANSFORMERS}\n")
+    constraints.write_text("\n".join((TORCH, *peer.beside)) + "\n")
     pip = [str(peer.python), "-m", "pip"]
     subprocess.run([*pip, "install", TORCH], check=True)
-    subprocess.run([*pip, "install", TRANSFORMERS, peer.requirement, "-c", str(constraints)], check=True)
+    subprocess.run([*pip, "install", *peer.beside, peer.requirement, "-c", str(constraints)], check=True)
     frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout
     peer.resolved.write_text(frozen)
 

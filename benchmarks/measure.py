@@ -88,8 +88,12 @@ class Outcome:
     scale: float = 1.0
     """All rows over the rows measured; `median` is scaled by it, `seconds` are not."""
     error: float | None = None
-    """Largest absolute difference from the reference."""
+    """Largest absolute difference from the reference; where tokens differ, by how much the reference's was ahead."""
     wrong: bool = False
+    part: str = ""
+    """How many of the answer's rows were given, or are equal, where that is worth knowing."""
+    peak: float | None = None
+    """Highest growth of resident memory in MB."""
     tensors: int | None = None
     megabytes: float | None = None
     failure: str = ""
@@ -115,7 +119,7 @@ class Measured:
 
 
 def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, str]], rounds: int) -> Measured:
-    """All contenders of a task, one repetition each, round after round."""
+    """All contenders of a task, one repetition each, round after round; every round begins with another one."""
     kind = task.request["task"]
     entered = [each for each in task.contenders if each.worker in workers]
     outcomes = []
@@ -125,13 +129,15 @@ def measure(task: Task, workers: dict[str, Running], how: dict[str, dict[str, st
         outcomes.append(Outcome(each.worker, each.variant, said))
     with tempfile.TemporaryDirectory() as scratch:
         checks = [Path(scratch) / f"{number}.npy" for number in range(len(entered))]
+        turns = list(zip(entered, outcomes, checks, strict=True))
         for turn in range(rounds):
-            for contender, outcome, check in zip(entered, outcomes, checks, strict=True):
+            first = turn % max(1, len(turns))  # nobody is always the first of a round
+            for contender, outcome, check in turns[first:] + turns[:first]:
                 if outcome.done:
                     continue
                 request, outcome.scale = request_of(task, contender)
                 if turn == 0:
-                    request["check"] = str(check)
+                    request |= {"check": str(check), "memory": task.memory}
                 note(outcome, workers[contender.worker].ask(request))
         found = [np.load(check, allow_pickle=False) if check.exists() else None for check in checks]
     return compared(task, outcomes, found)
@@ -145,26 +151,49 @@ def note(outcome: Outcome, reply: dict[str, Any]) -> None:
         return
     outcome.seconds += reply["seconds"]
     outcome.tensors, outcome.megabytes = reply.get("tensors"), reply.get("megabytes")
+    outcome.peak = reply["peak"] if outcome.peak is None else outcome.peak
     print(f"  {outcome.worker:17}{outcome.variant:9}{reply['seconds'][-1]:9.3f} s", file=sys.stderr)
 
 
 def compared(task: Task, outcomes: list[Outcome], found: list[np.ndarray | None]) -> Measured:
-    """Each contender's numbers against the reference's; a sample against the same rows of it."""
-    by_worker = zip(outcomes, found, strict=True)
-    reference = next((a for o, a in by_worker if o.worker == REFERENCE and a is not None), None)
+    """Each contender's numbers against the reference's."""
+    given = [(outcome, array) for outcome, array in zip(outcomes, found, strict=True) if array is not None]
+    reference = next((array for outcome, array in given if outcome.worker == REFERENCE), None)
     if reference is None:
         return Measured(outcomes)
-    for outcome, array in zip(outcomes, found, strict=True):
-        if array is None:
-            continue
-        sampled = array.ndim == 1 and len(array) < len(reference)
-        expected = reference[:: len(reference) // len(array)] if sampled else reference
-        if array.shape != expected.shape:
-            outcome.failure = f"shape {array.shape}, expected {expected.shape}"
-            continue
-        outcome.error = float(np.abs(array - expected).max())
-        outcome.wrong = not outcome.error <= task.tolerance
-    return Measured(outcomes, float(reference.min()), float(reference.max()))
+    tokens = task.request["task"] == "patchscope"
+    for outcome, array in given:
+        (compare_tokens if tokens else compare)(outcome, array, reference)
+        outcome.wrong = outcome.error is not None and not outcome.error <= task.tolerance
+    return Measured(outcomes) if tokens else Measured(outcomes, float(reference.min()), float(reference.max()))
+
+
+def compare(outcome: Outcome, array: np.ndarray, reference: np.ndarray) -> None:
+    """The largest difference. A sample of neurons or prompts is compared with the same ones, a lens without the first
+    layers with the last ones."""
+    expected, all_rows = reference, len(reference)
+    if len(array) < all_rows:
+        expected = reference[:: all_rows // len(array)] if array.ndim == 1 else reference[-len(array) :]
+        outcome.part = f"last {len(array)} of {all_rows} layers" if array.ndim > 1 else ""
+    if outcome.scale != 1 and array.ndim > 1:
+        expected = expected[:, : array.shape[1]]
+    if array.shape != expected.shape:
+        outcome.failure = f"shape {array.shape}, expected {expected.shape}"
+        return
+    outcome.error = float(np.abs(array - expected).max())
+
+
+def compare_tokens(outcome: Outcome, array: np.ndarray, reference: np.ndarray) -> None:
+    """How many continuations are equal, and where one is not, whether the first other token is explained by a tie."""
+    expected, ahead = reference[..., 0], reference[..., 1]
+    tokens = array[..., 0] if array.ndim == reference.ndim else array
+    if tokens.shape != expected.shape:
+        outcome.failure = f"shape {tokens.shape}, expected {expected.shape}"
+        return
+    other = tokens != expected
+    differing = np.flatnonzero(other.any(1))
+    outcome.part = f"{len(tokens) - len(differing)} of {len(tokens)} rows equal"
+    outcome.error = float(max((ahead[row, other[row].argmax()] for row in differing), default=0.0))
 
 
 IMPORT_TIMER = """

@@ -21,15 +21,20 @@ def as_time(seconds: float | None) -> str:
     return f"{seconds * 1000:,.0f} ms" if seconds < 10 else f"{seconds:,.1f} s"
 
 
-def row(outcome: Outcome, ours: float | None) -> str:
-    """One contender's line."""
-    time = as_time(outcome.median) + (" (from a sample)" if outcome.scale != 1 else "")
+def row(outcome: Outcome, ours: float | None, memory: bool) -> str:
+    """One contender's line, with its peak memory if the table has that column."""
+    sampled = " (from a sample)" if outcome.scale != 1 else ""
     ratio = f"{outcome.median / ours:.2f}" if outcome.median and ours else "–"
     difference = "–" if outcome.error is None else f"{outcome.error:.1e}"
+    if outcome.part:
+        difference += f" ({outcome.part})"
     if outcome.failure or outcome.wrong:
         difference += f" **{outcome.failure or 'wrong'}**"
     held = f" ({outcome.tensors:,} tensors, {outcome.megabytes:,.0f} MB)" if outcome.tensors else ""
-    return f"| {outcome.worker} | {outcome.how}{held} | {time} | {ratio} | {difference} |"
+    cells = [outcome.worker, outcome.how + held, as_time(outcome.median) + sampled, ratio]
+    if memory:
+        cells.append("–" if outcome.peak is None else f"{outcome.peak:,.0f} MB{' (of a sample)' if sampled else ''}")
+    return f"| {' | '.join([*cells, difference])} |"
 
 
 def tables(results: dict[str, Measured], imports: dict[str, float]) -> str:
@@ -40,8 +45,10 @@ def tables(results: dict[str, Measured], imports: dict[str, float]) -> str:
         lines += [f"### {TASKS[name].title}", ""]
         if measured.low is not None and TASKS[name].tolerance:
             lines += [f"The numbers compared lie between {measured.low:.3g} and {measured.high:.3g}.", ""]
-        lines += ["| who | how | time | times ours | largest difference |", "|---|---|--:|--:|--:|"]
-        lines += [row(each, ours) for each in measured.outcomes]
+        memory = any(each.peak is not None for each in measured.outcomes)
+        columns = ["time", "times ours", *(["peak memory"] if memory else []), "largest difference"]
+        lines += [f"| who | how | {' | '.join(columns)} |", "|---|---|" + "--:|" * len(columns)]
+        lines += [row(each, ours, memory) for each in measured.outcomes]
         lines.append("")
     if imports:
         lines += ["### What `import patchclamp` adds", "", "| | time |", "|---|--:|"]

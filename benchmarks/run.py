@@ -24,8 +24,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from benchmarks.measure import Measured, Running, import_times, measure, running
+from benchmarks.prompts import make_setup
 from benchmarks.report import as_json, preamble, tables, write_page
-from benchmarks.tasks import OURS, TASKS, WORKERS, Task, folder_of, make_setup
+from benchmarks.tasks import OURS, TASKS, WORKERS, Task, folder_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -1,4 +1,4 @@
-"""What is measured: the prompts, the tasks, who does each task and in which way."""
+"""What is measured: the tasks, who does each task and in which way."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.envs import PEERS
-from benchmarks.workers.common import Setup
+from benchmarks.workers.common import TABLE_TOKENS
 
 OURS, REFERENCE = "patchclamp", "plain-hf"
 WORKERS = (OURS, REFERENCE, *PEERS)
 SMOLLM2, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
-
-CLEAN = "When John and Mary went to the park, John gave a drink to"
-CORRUPTED = "When Mary and John went to the park, Mary gave a drink to"
-OPENING = "My favourite place to spend a Sunday afternoon is"
-LONG = """The harbour froze early that year. Boats that should have been at sea lay side by side along the quay, \
-and their owners, who had never before had an idle week in November, walked up and down looking at the ice as if \
-it owed them money. The schoolmaster measured it every morning with a ruler and wrote the number on the \
-blackboard. By the tenth day children were skating as far as the lighthouse. The keeper, an old man with a \
-telescope and no visitors, counted them out and counted them back again, and lit his lamp an hour early so that \
-nobody would lose the way. On the twelfth day a horse was led across to the island with a sledge of firewood, and \
-the whole town came down to watch its ears. Nothing happened. The horse looked at the town, the town looked at \
-the horse, and the wood was delivered. After that there was no holding anybody. A baker set up an oven on bricks \
-in the middle of the bay and sold rolls that were hot on one side. Two cousins who had not spoken since a wedding \
-met by accident halfway to the lighthouse, where there was nobody else to talk to. When the thaw came at last it \
-came in one night, with a noise like furniture being moved upstairs, and in the morning the boats were rocking at \
-their ropes and the blackboard said nothing at all."""
-LONG_TOKENS = 256
-STEERING_LENGTH = 2.0
-"""Standard deviation of the steering vector's coordinates: enough to change the text, not to destroy it."""
 SAMPLE = {"loop": 64, "invokes": 64, "batched": 256, "skip": 256}
 """Neurons a slow way of ablating is measured on; its time is scaled up to all 1,536 and marked."""
 
@@ -57,14 +36,19 @@ class Task:
     tolerance: float = 2e-4
     """Largest accepted difference from plain Hugging Face. Eager instead of fused attention, or another number
     of rows in a batch, reorders the float32 sums of 30 layers: that moves logits (within ±25) by 2e-5. Ten times
-    that is allowed. Captured values reach 2e4 and may differ by more; tokens must be equal."""
+    that is allowed. Captured values reach 2e4 and may differ by more; tokens must be equal, those of the Patchscope
+    table unless the reference's first choice is ahead of its second by no more than this."""
     model: str = SMOLLM2
     neurons: int = 0
+    memory: bool = False
+    """Whether to measure each contender's peak memory as well."""
 
 
 def request_of(task: Task, contender: Contender) -> tuple[dict[str, Any], float]:
     """What to send, and by how much a sample's time is scaled up."""
     request = task.request | {"variant": contender.variant}
+    if "prompts" in request:
+        return request | {"prompts": contender.sample or PROMPTS}, PROMPTS / (contender.sample or PROMPTS)
     if not task.neurons:
         return request, 1.0
     step = task.neurons // contender.sample if contender.sample else 1
@@ -72,7 +56,7 @@ def request_of(task: Task, contender: Contender) -> tuple[dict[str, Any], float]
     return request | {"neurons": neurons}, task.neurons / len(neurons)
 
 
-EVERYBODY = tuple(Contender(name) for name in WORKERS)
+EVERYBODY = tuple(Contender(name) for name in (OURS, REFERENCE, "transformer-lens", "nnsight", "interp-engine"))
 CAPTURERS = (*EVERYBODY, Contender("nnsight", "cache"))
 SWEEPERS = (
     Contender(OURS),
@@ -90,7 +74,56 @@ ABLATERS = (
     *SWEEPERS[:2],
     *(Contender(each.worker, each.variant, SAMPLE[each.variant]) for each in SWEEPERS[2:]),
 )
+PROMPTS = 64
+LEAKY_SAMPLE = 2
+"""Prompts interpreto is asked: nothing it computed for one is freed, 0.1 GB a prompt on SmolLM2 and 0.3 on Gemma."""
+LENS_READERS = (
+    Contender(OURS),
+    Contender(REFERENCE, "hidden"),
+    Contender(REFERENCE, "bare"),
+    Contender("transformer-lens"),
+    Contender("interp-engine", "last"),
+    Contender("interp-engine", "whole"),
+    Contender("nnterp"),
+    Contender("interpreto"),
+    Contender("tuned-lens", "lens"),
+    Contender("tuned-lens", "whole"),
+)
+LENS_READERS_OF_MANY = (
+    Contender(OURS),
+    Contender(REFERENCE, "hidden"),
+    Contender(REFERENCE, "batched"),
+    Contender(REFERENCE, "bare"),
+    Contender("transformer-lens", "loop"),
+    Contender("transformer-lens", "batched"),
+    Contender("interp-engine", "last"),
+    Contender("nnterp", "loop"),
+    Contender("nnterp", "batched"),
+    Contender("interpreto", sample=LEAKY_SAMPLE),
+    Contender("tuned-lens", "lens"),
+    Contender("tuned-lens", "whole"),
+)
+NO_GEMMA = ("tuned-lens",)
 UNEMBEDDERS = (Contender(OURS, "last"), Contender(REFERENCE, "last"), Contender(REFERENCE, "all"))
+
+
+def _lens_tasks(model: str, suffix: str, layers: str) -> list[Task]:
+    one, many = (
+        tuple(each for each in readers if model != GEMMA or each.worker not in NO_GEMMA)
+        for readers in (LENS_READERS, LENS_READERS_OF_MANY)
+    )
+    title = f"Logit lens at the last position, {layers}"
+    return [
+        Task(f"lens_one{suffix}", f"{title}, one prompt", {"task": "lens_one"}, one, model=model, memory=True),
+        Task(
+            f"lens_many{suffix}",
+            f"{title}, {PROMPTS} prompts",
+            {"task": "lens_many", "prompts": PROMPTS},
+            many,
+            model=model,
+            memory=True,
+        ),
+    ]
 
 
 def _tasks() -> list[Task]:
@@ -154,6 +187,15 @@ def _tasks() -> list[Task]:
             UNEMBEDDERS,
             model=GEMMA,
         ),
+        *_lens_tasks(SMOLLM2, "", "31 layers"),
+        *_lens_tasks(GEMMA, "_gemma", "19 layers of Gemma 3 270M"),
+        Task(
+            "patchscope_table",
+            f"A Patchscope of 30 layers, {TABLE_TOKENS} tokens each",
+            {"task": "patchscope"},
+            (Contender(OURS), Contender(REFERENCE)),
+            memory=True,
+        ),
     ]
 
 
@@ -167,31 +209,3 @@ def folder_of(model: str, given: dict[str, Path]) -> Path:
     from patchclamp.model.embedded import fetch
 
     return fetch(model)
-
-
-def make_setup(folder: Path, threads: int) -> Setup:
-    """Tokenize once for everybody, and check that the prompts compare position by position."""
-    from transformers import AutoConfig, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    clean, corrupted = tokenizer(CLEAN).input_ids, tokenizer(CORRUPTED).input_ids
-    long = tokenizer(LONG).input_ids[:LONG_TOKENS]
-    if len(clean) != len(corrupted):
-        raise SystemExit(f"{folder}: the clean prompt has {len(clean)} tokens, the corrupted {len(corrupted)}")
-    if len(long) != LONG_TOKENS:
-        raise SystemExit(f"{folder}: the long prompt has {len(long)} tokens, not {LONG_TOKENS}")
-    width = AutoConfig.from_pretrained(folder).hidden_size
-    vector = STEERING_LENGTH * np.random.default_rng(0).standard_normal(width).astype(np.float32)
-    names = (tokenizer(name, add_special_tokens=False).input_ids for name in (" Mary", " John"))
-    (answer,), (distractor,) = names
-    return Setup(
-        folder=str(folder),
-        short=clean,
-        long=long,
-        corrupted=corrupted,
-        answer=answer,
-        distractor=distractor,
-        opening=tokenizer(OPENING).input_ids,
-        vector=vector.tolist(),
-        threads=threads,
-    )

@@ -12,15 +12,19 @@ This file runs in every peer's environment and imports nothing but torch, numpy 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -30,6 +34,10 @@ ABLATED_LAYER = 15
 STEERED_LAYER = 15
 NEW_TOKENS = 64
 ROWS_PER_BATCH = 64
+TABLE_TOKENS = 20
+"""Length of each continuation of the Patchscope table."""
+LEAST = -80.0
+"""Smaller log-probabilities count as this: some libraries return probabilities, and float32 has none below e^-87."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,14 @@ class Setup:
     """Token whose logit counts negatively."""
     opening: list[int]
     """The prompt that is continued with the steering vector."""
+    prompts: list[list[int]]
+    """The many prompts of the logit lens, of different lengths."""
+    source: list[int]
+    """The prompt whose last token's states the Patchscope table reads."""
+    target: list[int]
+    """The prompt these states are put into."""
+    placeholder: int
+    """The position in `target` they are put at."""
     vector: list[float]
     """The steering vector, [D]."""
     threads: int
@@ -59,7 +75,8 @@ class Setup:
 class Worker:
     """One project driven through its own interface. Subclasses implement the tasks they can do.
 
-    A task method returns whatever its library returns; `numbers` turns that into an array after the clock stopped.
+    A task method returns whatever its library returns; `numbers` turns that into an array after the clock stopped:
+    of a lens its log-probabilities, which every library can give.
     """
 
     packages: tuple[str, ...] = ("torch", "transformers")
@@ -97,6 +114,24 @@ class Worker:
         """The short prompt's logits at the last position, [V]; `variant` says how many positions are unembedded."""
         raise NotImplementedError
 
+    def lens_one(self, variant: str) -> Any:
+        """The short prompt's last position at every layer, unembedded: logits [L, V], the embeddings first.
+
+        A library that does not read the embeddings returns the other rows.
+        """
+        raise NotImplementedError
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> Any:
+        """The same for many prompts, and of each only the first choice's log-probability: [L, prompts]."""
+        raise NotImplementedError
+
+    def patchscope(self, variant: str) -> Any:
+        """The source's last token after each block, put after block 0 at the target's placeholder, read aloud.
+
+        `TABLE_TOKENS` greedy tokens each, [layers, tokens]; see `as_table`.
+        """
+        raise NotImplementedError
+
     def perform(self, request: dict[str, Any], setup: Setup) -> Any:
         """Run the task a request names."""
         task, variant = request["task"], request.get("variant", "")
@@ -108,9 +143,20 @@ class Worker:
             return self.patch(request["positions"], variant)
         if task == "ablate":
             return self.ablate(request["positions"], request["neurons"], variant)
-        if task in ("generate", "last_logits"):
+        if task == "lens_many":
+            return self.lens_many(setup.prompts[: request["prompts"]], variant)
+        if task in ("generate", "last_logits", "lens_one", "patchscope"):
             return getattr(self, task)(variant)
         raise ValueError(f"no task called {task!r}")
+
+    def numbers(self, result: Any, task: str) -> np.ndarray:
+        """A task's result as one array for the agreement check."""
+        if task == "capture_everything":
+            result = result[-1]
+        elif isinstance(result, list):
+            result = torch.stack([value.reshape(-1, value.shape[-1]) for value in result])
+        array = torch.as_tensor(result).detach().float()
+        return (array.log_softmax(-1).clamp(min=LEAST) if task == "lens_one" else array).numpy()
 
 
 def logit_difference(logits_BV: torch.Tensor, setup: Setup) -> torch.Tensor:
@@ -135,13 +181,22 @@ def as_grid(differences: list[torch.Tensor], layers: int, positions: str) -> tor
     return flat if positions == "last" else flat.reshape(layers, -1)
 
 
-def numbers(result: Any, task: str) -> np.ndarray:
-    """A task's result as one array for the agreement check."""
-    if task == "capture_everything":
-        result = result[-1]
-    elif isinstance(result, list):
-        result = torch.stack([value.reshape(-1, value.shape[-1]) for value in result])
-    return torch.as_tensor(result).detach().float().numpy()
+def first_choice(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probability of the likeliest token: [..., V] -> [...]."""
+    return logits.amax(-1) - logits.logsumexp(-1)
+
+
+def same_lengths(prompts: list[list[int]]) -> list[list[int]]:
+    """The prompts' indices, those of one length together: what can be run as one batch without padding."""
+    groups: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(index)
+    return list(groups.values())
+
+
+def as_table(continuations: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Token ids [rows, `TABLE_TOKENS`], filled up with -1 where a continuation ended by itself."""
+    return torch.tensor([[*row, *[-1] * (TABLE_TOKENS - len(row))] for row in continuations])
 
 
 def size_of(result: Any) -> dict[str, float]:
@@ -150,6 +205,32 @@ def size_of(result: Any) -> dict[str, float]:
         return {}
     held = sum(value.numel() * value.element_size() for value in result)
     return {"tensors": len(result), "megabytes": round(held / 1e6, 1)}
+
+
+def resident_peak() -> float:
+    """Highest resident memory since the last reset, in MB."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    if not found:
+        raise OSError("the system does not say VmHWM")
+    return int(found[1]) * 1024 / 1e6
+
+
+def peak_growth(work: Callable[[], Any]) -> float | None:
+    """By how many MB resident memory grew at most while `work` ran; None where the system cannot tell.
+
+    Memory that earlier work freed is given back to the system first: kept by the allocator and used again, it would
+    not count.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): forget the peak so far
+        before = resident_peak()
+    except (AttributeError, OSError, TypeError):
+        return None
+    work()
+    return round(resident_peak() - before, 1)
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
@@ -164,18 +245,24 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def fewer(request: dict[str, Any]) -> dict[str, Any]:
-    """What makes a request short enough for a warm-up: two neurons, or one position of a patch sweep."""
+    """What makes a request short enough for a warm-up: two neurons or prompts, or one position of a patch sweep."""
     if request["task"] == "ablate":
         return {"neurons": request["neurons"][:2]}
+    if request["task"] == "lens_many":
+        return {"prompts": 2}
     return {"positions": "last"} if request["task"] == "patch" else {}
 
 
 def answer(worker: Worker, setup: Setup, request: dict[str, Any], warmed: set[str]) -> dict[str, Any]:
-    """Time one request. The first of its kind is run once beforehand, with fewer rows where it has many."""
+    """Time one request. The first of its kind is run once beforehand, with fewer rows where it has many.
+
+    Memory, where the request asks for it, is measured in a run of its own before the clock starts.
+    """
     key = json.dumps({name: request.get(name) for name in ("task", "variant", "prompt", "positions")})
     if key not in warmed:
         worker.perform(request | fewer(request), setup)
         warmed.add(key)
+    peak = peak_growth(lambda: worker.perform(request, setup)) if request.get("memory") else None
     seconds: list[float] = []
     result: Any = None
     for _ in range(request.get("repeat", 1)):
@@ -184,10 +271,10 @@ def answer(worker: Worker, setup: Setup, request: dict[str, Any], warmed: set[st
         start = time.perf_counter()
         result = worker.perform(request, setup)
         seconds.append(time.perf_counter() - start)
-    array = numbers(result, request["task"])
+    array = worker.numbers(result, request["task"])
     if "check" in request:
         np.save(request["check"], array, allow_pickle=False)
-    return {"seconds": seconds, "shape": list(array.shape), **size_of(result)}
+    return {"seconds": seconds, "shape": list(array.shape), "peak": peak, **size_of(result)}
 
 
 def private_stdout() -> TextIO:

@@ -14,6 +14,7 @@ from common import (
     as_grid,
     cells,
     chunks,
+    first_choice,
     logit_difference,
     serve,
 )
@@ -23,7 +24,10 @@ from interp_engine import (
     HookManager,
     SteeringSpec,
     capture,
+    capture_residuals,
+    decode_residuals,
     generate_stream,
+    layer_logits,
     load_model,
     steer,
 )
@@ -41,6 +45,9 @@ class InterpEngine(Worker):
         "ablate/loop": "HookManager.write on mlp_act, one neuron a forward",
         "ablate/batched": "HookManager.write on mlp_act, 64 neurons a forward",
         "generate": "generate_stream() inside steer(AddSpec)",
+        "lens_one/last": "capture_residuals(), decode_residuals(), blocks only",
+        "lens_one/whole": "layer_logits(), blocks only; every position",
+        "lens_many/last": "capture_residuals(), decode_residuals(), blocks only, prompt by prompt",
     }
 
     def load(self, setup: Setup) -> None:
@@ -117,6 +124,20 @@ class InterpEngine(Worker):
         with steer(self.model, spec):
             steps = generate_stream(self.model, tokens, max_tokens=NEW_TOKENS, temperature=0.0, stop_at_eos=False)
             return torch.tensor([step.token_id for step in steps])
+
+    def last_rows(self, prompt: list[int]) -> torch.Tensor:
+        streams = capture_residuals(self.model, torch.tensor([prompt]))
+        return decode_residuals(self.model, torch.stack([stream[-1] for stream in streams.values()]))
+
+    def lens_one(self, variant: str) -> torch.Tensor:
+        if variant == "last":
+            return self.last_rows(self.setup.short)
+        wanted = {"logit_lens": list(range(self.layers))}
+        read = layer_logits(self.model, torch.tensor([self.setup.short]), wanted)["logit_lens"]
+        return torch.stack([logits[-1] for logits in read.values()])
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> torch.Tensor:
+        return torch.stack([first_choice(self.last_rows(prompt)) for prompt in prompts], dim=1)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,26 @@
-"""patchclamp itself, through its public interface only."""
+"""patchclamp itself, through its public interface; the lenses through the functions their methods call."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from common import ABLATED_LAYER, NEW_TOKENS, STEERED_LAYER, Setup, Worker, cells, serve
+from common import (
+    ABLATED_LAYER,
+    NEW_TOKENS,
+    STEERED_LAYER,
+    TABLE_TOKENS,
+    Setup,
+    Worker,
+    as_table,
+    cells,
+    first_choice,
+    serve,
+)
 
 import patchclamp as pc
+from patchclamp.lenses.patchscope import DESCRIBE, StateReading, make_target
+from patchclamp.lenses.reading import decoded, streams
 
 EVERY_POINT = ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "pattern", "neuron", "gate")
 
@@ -22,6 +35,9 @@ class Patchclamp(Worker):
         "ablate": "a Plan of zero edits",
         "generate": "generate() with an add edit",
         "last_logits": "run(), the default readout",
+        "lens_one": "streams(), decoded(): what lens.logit calls",
+        "lens_many": "streams(), decoded(): what lens.logit calls",
+        "patchscope": "make_target(), generate(): what lens.patchscope calls",
     }
 
     def load(self, setup: Setup) -> None:
@@ -63,6 +79,23 @@ class Patchclamp(Worker):
 
     def last_logits(self, variant: str) -> Any:
         return self.model.run(self.setup.short)
+
+    def lens_one(self, variant: str) -> torch.Tensor:
+        return next(decoded(self.model, streams(self.model, [self.setup.short])))
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> torch.Tensor:
+        found = [first_choice(logits_LV) for logits_LV in decoded(self.model, streams(self.model, prompts))]
+        return torch.stack(found, dim=1)
+
+    def patchscope(self, variant: str) -> torch.Tensor:
+        (place_LD,) = streams(self.model, [self.setup.source])
+        target = make_target(self.model, StateReading(target_layer=0, norm="raw"), DESCRIBE, place_LD)
+        if (list(target.ids), target.position) != (self.setup.target, self.setup.placeholder):
+            raise ValueError(f"another target prompt: {target.ids} at {target.position}")
+        edits = target.edits(place_LD)
+        # The line of `continuations` that generates; it returns the texts alone.
+        written = self.model.generate([target.ids] * len(edits), edits, max_new_tokens=TABLE_TOKENS)
+        return as_table([one.tokens for one in written])
 
 
 if __name__ == "__main__":

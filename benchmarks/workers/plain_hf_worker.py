@@ -11,11 +11,14 @@ from common import (
     ABLATED_LAYER,
     NEW_TOKENS,
     STEERED_LAYER,
+    TABLE_TOKENS,
     Setup,
     Worker,
     as_grid,
+    as_table,
     cells,
     chunks,
+    first_choice,
     logit_difference,
     serve,
 )
@@ -39,6 +42,14 @@ def hooked(*pairs: tuple[torch.nn.Module, Callable[..., Any]], before: bool = Fa
             handle.remove()
 
 
+def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    """One batch, filled up on the left, so that every prompt's last token stands in the last column."""
+    width = max(map(len, prompts))
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
 class PlainHuggingFace(Worker):
     how = {  # noqa: RUF012
         "forward": "model(ids)",
@@ -51,6 +62,12 @@ class PlainHuggingFace(Worker):
         "generate": "generate() under one forward hook",
         "last_logits/last": "logits_to_keep=1",
         "last_logits/all": "logits_to_keep=0, then the last row",
+        "lens_one/hidden": "output_hidden_states, norm, lm_head",
+        "lens_one/bare": "no lens: model(ids, logits_to_keep=1)",
+        "lens_many/hidden": "output_hidden_states, norm, lm_head, prompt by prompt",
+        "lens_many/batched": "the same, all prompts in one padded forward, unembedded prompt by prompt",
+        "lens_many/bare": "no lens: one padded forward, logits_to_keep=1",
+        "patchscope": "generate() under one forward hook, layer by layer",
     }
 
     def load(self, setup: Setup) -> None:
@@ -86,14 +103,14 @@ class PlainHuggingFace(Worker):
             logits_V = self.logits(tokens)[0]
         return [*kept, logits_V]
 
-    def clean_residuals(self) -> list[torch.Tensor]:
+    def residuals(self, prompt: list[int]) -> list[torch.Tensor]:
         kept: list[torch.Tensor] = []
         with hooked(*((block, lambda _m, _i, output: kept.append(tensor_of(output))) for block in self.blocks)):
-            self.logits(torch.tensor([self.setup.short]), keep=1)
+            self.logits(torch.tensor([prompt]), keep=1)
         return kept
 
     def patch(self, positions: str, variant: str) -> torch.Tensor:
-        clean = self.clean_residuals()
+        clean = self.residuals(self.setup.short)
         corrupted = torch.tensor([self.setup.corrupted])
         sweep = cells(len(self.blocks), corrupted.shape[1], positions)
         found: list[torch.Tensor] = []
@@ -147,6 +164,57 @@ class PlainHuggingFace(Worker):
 
     def last_logits(self, variant: str) -> torch.Tensor:
         return self.logits(torch.tensor([self.setup.short]), keep=1 if variant == "last" else 0)[0]
+
+    def streams(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last position before the last block's output, [B, L - 1, D], and the logits [B, V]: transformers has
+        already normed its last hidden state."""
+        found = self.model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False)
+        return torch.stack([hidden[:, -1] for hidden in found.hidden_states[:-1]], dim=1), found.logits[:, -1]
+
+    def unembedded(self, early_LD: torch.Tensor, last_V: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.model.lm_head(self.model.model.norm(early_LD)), last_V[None]])
+
+    def lens_one(self, variant: str) -> torch.Tensor:
+        tokens = torch.tensor([self.setup.short])
+        if variant == "bare":
+            return self.logits(tokens, keep=1)
+        early_BLD, last_BV = self.streams(input_ids=tokens)
+        return self.unembedded(early_BLD[0], last_BV[0])
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> torch.Tensor:
+        if variant == "bare":
+            return first_choice(self.model(**padded(prompts), logits_to_keep=1, use_cache=False).logits[:, -1])[None]
+        batches = [padded(prompts)] if variant == "batched" else [{"input_ids": torch.tensor([p])} for p in prompts]
+        found: list[torch.Tensor] = []
+        for batch in batches:
+            early_BLD, last_BV = self.streams(**batch)
+            found += [first_choice(self.unembedded(*row)) for row in zip(early_BLD, last_BV, strict=True)]
+        return torch.stack(found, dim=1)
+
+    def patchscope(self, variant: str) -> torch.Tensor:
+        """With each token by how much its logit is ahead of the second largest: [layers, tokens, 2]."""
+        position, tokens = self.setup.placeholder, torch.tensor([self.setup.target])
+        written: list[list[int]] = []
+        ahead = torch.full((len(self.blocks), TABLE_TOKENS), torch.inf)
+        for layer, state in enumerate(self.residuals(self.setup.source)):
+
+            def put(_module: torch.nn.Module, _inputs: Any, output: Any, state: torch.Tensor = state) -> None:
+                if tensor_of(output).shape[1] > 1:  # the prompt; new tokens come one by one
+                    tensor_of(output)[0, position] = state[0, -1]
+
+            with hooked((self.blocks[0], put)):
+                found = self.model.generate(
+                    tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    max_new_tokens=TABLE_TOKENS,
+                    do_sample=False,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            written.append(found.sequences[0, tokens.shape[1] :].tolist())
+            first, second = torch.cat(found.logits).topk(2).values.T
+            ahead[layer, : len(first)] = first - second
+        return torch.stack([as_table(written).float(), ahead], dim=-1)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ from common import (
     cells,
     chunks,
     logit_difference,
+    same_lengths,
     serve,
 )
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis import logit_lens
 
 
 class TransformerLens(Worker):
@@ -34,6 +36,9 @@ class TransformerLens(Worker):
         "ablate/loop": "run_with_hooks, one neuron a forward",
         "ablate/batched": "run_with_hooks, 64 neurons a forward",
         "generate": "bridge.generate() inside bridge.hooks()",
+        "lens_one": "tools.analysis.logit_lens()",
+        "lens_many/loop": "logit_lens(top_k=1), one prompt a call",
+        "lens_many/batched": "logit_lens(top_k=1), prompts of one length a call",
     }
 
     def load(self, setup: Setup) -> None:
@@ -119,6 +124,17 @@ class TransformerLens(Worker):
                 verbose=False,
             )
         return whole[0, tokens.shape[1] :]
+
+    def lens_one(self, variant: str) -> torch.Tensor:
+        return logit_lens(self.model, torch.tensor([self.setup.short])).values[:, 0]
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> torch.Tensor:
+        groups = same_lengths(prompts) if variant == "batched" else [[index] for index in range(len(prompts))]
+        found = torch.empty(self.layers + 1, len(prompts))
+        for group in groups:
+            tokens = torch.tensor([prompts[index] for index in group])
+            found[:, group] = logit_lens(self.model, tokens, top_k=1, return_type="log_probs").values[..., 0]
+        return found
 
 
 if __name__ == "__main__":

@@ -1,52 +1,58 @@
-"""The tuned-lens project's side of `benchmarks/tuned_lens_agreement.py`; runs in its own environment.
+"""tuned-lens: its LogitLens, and its PredictionTrajectory. It needs an old transformers."""
 
-    python tuned_lens_worker.py FOLDER FAMILY
+from __future__ import annotations
 
-writes into FOLDER a small random model (`model/`), a lens with random translators in that project's own format
-(`lens/`), the tokens read and the logits it computes at every layer and position (`logits.safetensors`).
-"""
-
-import sys
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import transformers as tf
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tuned_lens.nn.lenses import TunedLens
-
-SIZE = {"vocab_size": 101, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-WIDE = {**SIZE, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
-CONFIGS = {
-    "gpt2": lambda: tf.GPT2Config(**SIZE, n_embd=64, n_layer=4, n_head=4, n_positions=128),
-    "llama": lambda: tf.LlamaConfig(**WIDE, num_key_value_heads=2),
-    "gpt_neox": lambda: tf.GPTNeoXConfig(**WIDE),
-}
+from common import Setup, Worker, first_choice, serve
+from transformers import AutoModelForCausalLM
+from tuned_lens.nn.lenses import LogitLens
+from tuned_lens.plotting import PredictionTrajectory
 
 
-def main(folder: Path, family: str) -> None:
-    torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    model.save_pretrained(folder / "model")
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{i}": i + 4 for i in range(97)}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tf.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>").save_pretrained(folder / "model")
-    lens = TunedLens.from_model(model)
-    with torch.no_grad():
-        for translator in lens:
-            translator.weight.normal_(std=0.1)
-            translator.bias.normal_()
-    lens.save(folder / "lens")
-    ids_BT = torch.randint(4, 101, (1, 20))
-    with torch.no_grad():
-        hidden = model(ids_BT, output_hidden_states=True).hidden_states
-        logits_LTV = torch.stack([lens(hidden[layer][0], layer) for layer in range(len(lens))])
-    save_file({"ids": ids_BT[0], "logits": logits_LTV.contiguous()}, folder / "logits.safetensors")
+def load_model(folder: str) -> Any:
+    """The model of a folder written by transformers 5, which keeps `rope_theta` where 4.46 does not look for it."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    theta = config["rope_parameters"]["rope_theta"]
+    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, rope_theta=theta).eval()
+
+
+class TunedLensProject(Worker):
+    packages = ("torch", "transformers", "tuned-lens")
+    how = {  # noqa: RUF012
+        "lens_one/lens": "LogitLens on output_hidden_states, transformers 4.46",
+        "lens_one/whole": "PredictionTrajectory (every position), transformers 4.46",
+        "lens_many/lens": "LogitLens on output_hidden_states, prompt by prompt, transformers 4.46",
+        "lens_many/whole": "PredictionTrajectory (every position), prompt by prompt, transformers 4.46",
+    }
+
+    def load(self, setup: Setup) -> None:
+        self.setup = setup
+        self.model = load_model(setup.folder)
+        self.lens = LogitLens.from_model(self.model)
+
+    def logits(self, prompt: list[int]) -> torch.Tensor:
+        """The last position at every layer, [L, V]; the last is the model's own, as in PredictionTrajectory."""
+        found = self.model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False)
+        early = [self.lens(hidden[0, -1], layer) for layer, hidden in enumerate(found.hidden_states[:-1])]
+        return torch.stack([*early, found.logits[0, -1]])
+
+    def log_probabilities(self, prompt: list[int]) -> np.ndarray:
+        """The same through PredictionTrajectory, which cannot be made of one position alone."""
+        return PredictionTrajectory.from_lens_and_model(self.lens, self.model, prompt).log_probs[:, -1]
+
+    def lens_one(self, variant: str) -> Any:
+        return self.logits(self.setup.short) if variant == "lens" else self.log_probabilities(self.setup.short)
+
+    def lens_many(self, prompts: list[list[int]], variant: str) -> torch.Tensor:
+        if variant == "lens":
+            return torch.stack([first_choice(self.logits(prompt)) for prompt in prompts], dim=1)
+        return torch.stack([torch.from_numpy(self.log_probabilities(p).max(-1)) for p in prompts], dim=1)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    serve(TunedLensProject())

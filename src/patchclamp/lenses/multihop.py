@@ -135,7 +135,7 @@ def multihop(model: Model, spec: MultihopSpec, progress: Progress) -> Outcome:
     """
     pairs = pairs_of(model.n_layers, spec.step)
     if not pairs:
-        raise SpecError(f"step {spec.step} leaves no two of {model.name}'s {model.n_layers} blocks to move states between")
+        raise SpecError(f"step {spec.step} leaves no two of the {model.n_layers} blocks to move states between")
     questions, asked, excluded = _questions(model, spec)
     prompts = [q.row.prompt for q in questions]
     at_bridge = streams(model, prompts, [q.bridge_at for q in questions], progress)
