@@ -156,7 +156,9 @@ class Worker:
         elif isinstance(result, list):
             result = torch.stack([value.reshape(-1, value.shape[-1]) for value in result])
         array = torch.as_tensor(result).detach().float()
-        return (array.log_softmax(-1).clamp(min=LEAST) if task == "lens_one" else array).numpy()
+        if task == "lens_one":
+            array = (array - array.logsumexp(-1, keepdim=True)).clamp(min=LEAST)
+        return array.numpy()
 
 
 def logit_difference(logits_BV: torch.Tensor, setup: Setup) -> torch.Tensor:
