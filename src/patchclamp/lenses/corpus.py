@@ -16,7 +16,7 @@ from torch import Tensor
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Plan, metrics
-from patchclamp.lenses.reading import NUMBERS_AT_ONCE, layer_sites
+from patchclamp.lenses.reading import ROWS_AT_ONCE, layer_sites
 from patchclamp.lenses.transport import Transport
 from patchclamp.tasks.read import read_corpus
 
@@ -104,10 +104,9 @@ def read_many(
     ])
 
 
-def portions(n: int, n_vocab: int) -> list[slice]:
-    """Slices of `n` rows whose logits fit in `NUMBERS_AT_ONCE`."""
-    size = max(1, NUMBERS_AT_ONCE // n_vocab)
-    return [slice(start, start + size) for start in range(0, n, size)]
+def portions(n: int) -> list[slice]:
+    """Slices of `n` rows, as many as are unembedded at once."""
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE)]
 
 
 @torch.no_grad()
@@ -115,7 +114,7 @@ def kl_to_output(
     model: Model, lenses: Mapping[str, Transport | None], places_NSD: Tensor, progress: Progress
 ) -> dict[str, Tensor]:
     """KL(model's output ‖ lens) of every lens at every layer and place, [S, N] in nats; None is the logit lens."""
-    slices = portions(len(places_NSD), model.n_vocab)
+    slices = portions(len(places_NSD))
     out: dict[str, list[Tensor]] = {name: [] for name in lenses}
     for rows in progress.track(slices, "held-out text", len(slices)):
         some_NSD = places_NSD[rows]

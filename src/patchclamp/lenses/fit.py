@@ -139,7 +139,7 @@ class Fit:
         model, n = self.model, len(final_ND)
         totals = [0.0] * len(moved_LND)
         gradient_LND = torch.empty_like(moved_LND)
-        for rows in portions(n, model.n_vocab):
+        for rows in portions(n):
             with torch.no_grad():
                 log_p_NV = model.anatomy.unembed(final_ND[rows].to(model.dtype)).float().log_softmax(-1)
                 p_NV = log_p_NV.exp()

@@ -18,9 +18,9 @@ from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Positions
 from patchclamp.model.tokens import Encoded
 
-NUMBERS_AT_ONCE = 6_000_000
-"""Logits held at once. At 24 MB the allocator hands out the same memory again and again; larger blocks it takes
-from the system each time, whose fresh pages cost as much time as the arithmetic."""
+ROWS_AT_ONCE = 128
+"""Rows unembedded at once. Fewer, and reading the unembedding's weights costs more than the arithmetic; more only need
+memory (SmolLM2's logits 25 MB, Gemma's 134)."""
 
 Decode = Callable[[Tensor], Tensor]
 """From residual streams [...,L,D], layer by layer, to logits [...,L,V]: what makes one lens differ from another."""
@@ -93,7 +93,7 @@ def decoded(model: Model, places: Iterable[Tensor], decode: Decode | None = None
     decode_all = decode or model.anatomy.unembed
     for place_LD in places:
         held.append(place_LD)
-        if (len(held) + 1) * len(place_LD) * model.n_vocab > NUMBERS_AT_ONCE:
+        if (len(held) + 1) * len(place_LD) > ROWS_AT_ONCE:
             yield from decode_all(torch.stack(held))
             held = []
     if held:
