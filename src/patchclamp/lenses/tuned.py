@@ -58,7 +58,7 @@ class TrainSpec(Spec):
     """How many tokens to read for training; fewer if the corpus is shorter. None is read twice."""
     length: int = Field(256, ge=8)
     """Tokens in a sequence."""
-    share: float = Field(0.1, ge=0.05, le=1)
+    share: float = Field(0.05, ge=0.05, le=1)
     """Of each sequence's positions the share, drawn at random, at which KL is taken. Unembedding these at every layer
     is most of the work."""
     held_out: int = Field(32, ge=FEWEST)
