@@ -121,6 +121,7 @@ def write(path, **changes):
     ({"phrase": "nowhere"}, FileError, "line 1: .*'phrase' is not part"),
     ({"answer": "France", "bridge": "France"}, FileError, "are the same"),
     ({"answer": "France Sud", "bridge": "France"}, FileError, "0 questions whose answers"),
+    ({"phrase": "The capital", "prompt": "The capital is"}, FileError, "all questions are about 'The capital'"),
     ({"first": "Seven times eight is", "bridge": "Peru"}, RunError, "answers both hops of only 0 of"),
 ])
 def test_bad_questions(gemma, tmp_path, changes, error, said):

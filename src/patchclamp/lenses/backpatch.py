@@ -134,7 +134,7 @@ def move_back(
     repaired_KN, kept_KN = (
         answers_after(model, some * controls, [chosen], noise).reshape(controls, len(some)) for some in sets)
     best_random_NP = answers_after(model, wrong, pairs, noise, progress)
-    shares = [_column_means(found_NP) for found_NP in after]
+    shares = [shares_of(found_NP) for found_NP in after]
     result = Backpatch(
         source_layer=chosen[0], target_layer=chosen[1], development=len(development), wrong=len(wrong),
         right=len(right), repaired=mean_if_any(repaired_N, seed), kept=mean_if_any(kept_N, seed),
@@ -155,9 +155,9 @@ def move_back(
     return result, verdict
 
 
-def _column_means(found_NP: np.ndarray) -> list[float] | list[None]:
+def shares_of(found_NP: np.ndarray) -> list[Any]:
+    """The share of questions in each column; None each where there is no question."""
     return found_NP.mean(0).tolist() if len(found_NP) else [None] * found_NP.shape[1]
-
 
 
 def _range(found_KN: np.ndarray) -> Interval:

@@ -25,7 +25,7 @@ from patchclamp.lenses.patchscope import (
     make_target,
     maps_for,
 )
-from patchclamp.lenses.reading import decoded, streams
+from patchclamp.lenses.reading import decoded, streams, word_tokens
 from patchclamp.tasks.read import read_relation
 
 ANSWER_TOKENS = 6
@@ -76,7 +76,7 @@ def _hits(texts: Sequence[Sequence[str]], objects: Sequence[str]) -> np.ndarray:
 
 def _lens_accuracy(model: Model, places: Sequence[Tensor], objects: Sequence[str]) -> list[float]:
     """Share of samples whose object's first token is the logit lens's first choice, after every block."""
-    firsts = [model.tokenizer(" " + o, add_special_tokens=False)["input_ids"][0] for o in objects]
+    firsts = [word_tokens(model, o)[0] for o in objects]
     choices_NL = np.array([logits_LV[1:].argmax(-1).tolist() for logits_LV in decoded(model, list(places))])
     return (choices_NL == np.array(firsts)[:, None]).mean(0).tolist()
 

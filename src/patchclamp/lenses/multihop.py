@@ -7,7 +7,7 @@ layer. Then a later state is copied to an earlier layer (`backpatch`), and the a
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Model, Plan, Readout
-from patchclamp.lenses.backpatch import Asked, Backpatch, move_back, pairs_of
+from patchclamp.lenses.backpatch import Asked, Backpatch, move_back, pairs_of, shares_of
 from patchclamp.lenses.patchscope import TARGETS, StateReading, continuations, make_target, maps_for
-from patchclamp.lenses.reading import Part, streams
+from patchclamp.lenses.reading import Part, streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import HopRow
@@ -161,8 +161,7 @@ def _questions(model: Model, spec: MultihopSpec) -> tuple[list[Question], int, d
     usable: list[tuple[HopRow, int, int]] = []
     excluded: dict[str, str] = {}
     for row in (rows[i] for i in order):
-        first, bridge = (model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0]
-                         for word in (row.answer, row.bridge))
+        first, bridge = (word_tokens(model, word)[0] for word in (row.answer, row.bridge))
         said = model.say(first)
         if first == bridge:
             excluded[row.prompt] = f"{row.answer} and {row.bridge} begin with the same token {said!r}"
@@ -170,6 +169,9 @@ def _questions(model: Model, spec: MultihopSpec) -> tuple[list[Question], int, d
             excluded[row.prompt] = f"the first token of {row.answer}, {said!r}, is too short to be told by"
         elif spec.limit is None or len(usable) < spec.limit:
             usable.append((row, first, bridge))
+    if len({row.phrase for row, _, _ in usable}) == 1:
+        raise FileError(f"{spec.questions}: all questions are about {usable[0][0].phrase!r}; some have to be about "
+                        "something else, to choose layers on")
     if len(usable) < FEWEST:
         raise FileError(f"{spec.questions} has {len(usable)} questions whose answers can be told by their first token; "
                         f"at least {FEWEST} are needed")
@@ -205,7 +207,7 @@ def _hops(
         words = [getattr(q.row, name) for q in questions]
         said[name] = _says(some, words)
         said[f"{name}_control"] = _says(some, _others(words, spec.seed))
-    shares = {f"{name}_{group}": _share(said[name][chosen]) for name in ("bridge", "answer")
+    shares = {f"{name}_{group}": shares_of(said[name][chosen]) for name in ("bridge", "answer")
               for group, chosen in (("right", is_right), ("wrong", ~is_right))}
     shares |= {f"{name}_control": said[f"{name}_control"].mean(0).tolist() for name in ("bridge", "answer")}
     layers = [HopLayer(layer=i, **{name: values[i] for name, values in shares.items()}) for i in range(model.n_layers)]
@@ -230,14 +232,9 @@ def _others(words: Sequence[str], seed: int) -> list[str]:
     return [str(generator.choice([other for other in words if other != word] or [word])) for word in words]
 
 
-def _share(said_NL: np.ndarray) -> list[Any]:
-    return said_NL.mean(0).tolist() if len(said_NL) else [None] * said_NL.shape[1]
-
-
 def _resolved(said_NL: np.ndarray, seed: int) -> Resolved:
     some = np.any(said_NL, axis=1)
     return Resolved(share=mean_if_any(some, seed), first_layer=mean_if_any(said_NL[some].argmax(1), seed))
-
 
 
 def _halves(phrases: Sequence[str], seed: int) -> list[bool]:

@@ -126,6 +126,11 @@ def read_layers(model: Model, logits_LV: Tensor, watch: dict[str, int], top: int
     return out
 
 
+def word_tokens(model: Model, word: str) -> list[int]:
+    """The tokens of a word within a sentence: with a space before it."""
+    return list(model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"])
+
+
 def first_top(layers: Sequence[Layer], token: str) -> int | None:
     """The first layer at which a watched token is the first choice, or None."""
     return next((layer.layer for layer in layers if layer.watch[token].rank == 0), None)

@@ -17,7 +17,7 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import Part, decoded, streams
+from patchclamp.lenses.reading import Part, decoded, streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample
@@ -130,7 +130,7 @@ def _measured(
     places = streams(model, [template.format(s.subject) for s in samples], progress=progress)
     known, layers = [], []
     for sample, logits_LV in zip(samples, decoded(model, places), strict=True):
-        token = model.tokenizer(f" {sample.object}", add_special_tokens=False)["input_ids"][0]
+        token = word_tokens(model, sample.object)[0]
         is_first = (metrics.first_choice(logits_LV) == token).tolist()
         if is_first[-1]:
             known.append(sample)

@@ -18,7 +18,7 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import Part, decoded, streams
+from patchclamp.lenses.reading import Part, decoded, streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample
@@ -138,8 +138,7 @@ def stages(model: Model, spec: StagesSpec, progress: Progress) -> Outcome:
 
 def _fact(model: Model, sample: RelationSample) -> Fact | None:
     """The tokens of a fact; None where a word is several tokens, for its first piece would be another word."""
-    ids = [model.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-           for word in (sample.subject, sample.object)]
+    ids = [word_tokens(model, word) for word in (sample.subject, sample.object)]
     if any(len(one) != 1 for one in ids) or ids[0] == ids[1]:
         return None
     return Fact(sample, ids[0][0], ids[1][0])
