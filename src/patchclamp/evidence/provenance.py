@@ -65,7 +65,7 @@ def provenance_of(model: Model, *, seed: int, duration: float, inputs: Iterable[
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         seed=seed,
-        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        versions={"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
         platform=platform.platform(),
         inputs={_named(path): hash_of_file(path) for path in sorted(inputs)},
         threads=torch.get_num_threads(),
@@ -80,7 +80,7 @@ def _named(path: Path) -> str:
     return f"{EXAMPLE_PREFIX}{path.stem}" if is_own else str(path.absolute())
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:  # run from a source folder that was never installed

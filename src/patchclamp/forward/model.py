@@ -124,6 +124,11 @@ class Model:
 
     # Running
 
+    def projection_sd(self, site: str | Site, direction: Any) -> float:
+        """The unit of strength at a site: the standard deviation of projections on `direction` [width] over the neutral
+        corpus, first positions left out."""
+        return float(self._depends.projection_sd(Site.parse(site), torch.as_tensor(direction, dtype=torch.float32)))
+
     def capture(
         self, prompts: Prompts, sites: str | Site | Sequence[str | Site], edits: Sequence[Edit] = ()
     ) -> Capture:

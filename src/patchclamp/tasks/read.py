@@ -65,7 +65,7 @@ def read_relation(path: str | Path) -> RelationFile:
     if not isinstance(value, dict):
         raise FileError(f'{found}: a relation file is {{"name", "prompt_templates", "samples"}}, '
                         f"not {describe(value)}")
-    return _validated(RelationFile, value, str(found))
+    return validated(RelationFile, value, str(found))
 
 
 def read_corpus(source: str | Path, limit: int | None = None) -> Iterator[str]:
@@ -88,14 +88,14 @@ def _iter_rows(path: Path, row: type[RowT]) -> Iterator[RowT]:
                             f"({_required(row)}); readable are {', '.join(ROW_SUFFIXES)}")
         for number, line in text_lines(path):
             if line.strip():
-                yield _validated(row, {"prompt": line.rstrip("\r\n")}, f"{path}, line {number}")
+                yield validated(row, {"prompt": line.rstrip("\r\n")}, f"{path}, line {number}")
         return
     cells_are_text = path.suffix.lower() in (".csv", ".tsv")
     for place, value in raw_rows(path):
         if not isinstance(value, dict):
             raise FileError(f"{path}, {place}: not an object but {describe(value)}; "
                             f"a {row.kind} row is an object ({_required(row)})")
-        yield _validated(row, row.from_cells(value) if cells_are_text else value, f"{path}, {place}")
+        yield validated(row, row.from_cells(value) if cells_are_text else value, f"{path}, {place}")
 
 
 def _required(row: type[BaseModel]) -> str:
@@ -104,7 +104,8 @@ def _required(row: type[BaseModel]) -> str:
     return ", ".join(required or row.model_fields)
 
 
-def _validated(model: type[ModelT], value: dict[str, Any], where: str) -> ModelT:
+def validated(model: type[ModelT], value: dict[str, Any], where: str) -> ModelT:
+    """`value` as a `model`; FileError that gives the place and every wrong field in plain words."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -182,7 +183,7 @@ def _hub_texts(source: str) -> Iterator[str]:
     if not name:
         raise FileError(f"{source!r} names no dataset; write hf:NAME or hf:NAME:SPLIT")
     for number, value in enumerate(_hub_rows(name, split or "train"), 1):
-        yield _validated(TextRow, value, f"{source}, row {number}").text
+        yield validated(TextRow, value, f"{source}, row {number}").text
 
 
 def _hub_rows(name: str, split: str) -> Iterator[dict[str, Any]]:

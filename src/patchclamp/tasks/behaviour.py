@@ -1,0 +1,169 @@
+"""Behaviours: prompts that show one and prompts that do not, parted into train, validation and test, and how it is
+recognised in a text. One JSON file a behaviour; `docs/formats.md` shows an example.
+
+    behaviour = read_behaviour("refusal")                 # one of the shipped ones
+    behaviour = read_behaviour("my-behaviour.json")       # the same format
+    examples = read_examples("showing.jsonl", "plain.jsonl")
+    examples = read_examples("generate_dataset.json")     # question/answer pairs of contrastive steering
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from patchclamp.errors import FileError
+from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
+from patchclamp.tasks.files import locate_file, raw_rows, read_json
+from patchclamp.tasks.read import read_rows, validated
+from patchclamp.tasks.rows import BehaviourRow, Message, PromptRow, Text
+
+BEHAVIOUR_PREFIX = "behaviour-"
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Asked = Annotated[Text | tuple[Message, ...], BeforeValidator(_tuple)]
+"""A user's message, the beginning of a text, or a whole conversation."""
+
+
+class Recognised(BaseModel):
+    """How a behaviour is told from its absence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["refusal", "phrases", "choice"]
+    """`refusal`: the text says that it will not or cannot. `phrases`: more of `phrases` than of `against` are found in
+    it. `choice`: of a pair's two answers the model finds the one that shows the behaviour likelier."""
+    phrases: tuple[Text, ...] = ()
+    """Words and phrases of the behaviour, lower case."""
+    against: tuple[Text, ...] = ()
+    """Words and phrases of its absence."""
+
+    @model_validator(mode="after")
+    def _has_phrases(self) -> Recognised:
+        if (self.kind == "phrases") != bool(self.phrases):
+            raise ValueError("phrases are given with kind 'phrases', and only with it")
+        return self
+
+
+class Examples(BaseModel):
+    """Prompts on both sides of a behaviour: two lists, or pairs of answers to the same question."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    showing: tuple[Asked, ...] = ()
+    """Prompts that are answered with the behaviour."""
+    plain: tuple[Asked, ...] = ()
+    """Prompts that are answered without it."""
+    pairs: tuple[BehaviourRow, ...] = ()
+    """Questions with an answer that shows it and one that does not."""
+
+    @model_validator(mode="after")
+    def _both_sides(self) -> Examples:
+        if self.pairs and (self.showing or self.plain):
+            raise ValueError("give either pairs, or the two lists showing and plain")
+        if not self.pairs and not (self.showing and self.plain):
+            empty = "showing" if not self.showing else "plain"
+            raise ValueError(
+                f"no prompt in '{empty}': a direction is the difference between two sides, so both need some"
+            )
+        both = set(self.showing) & set(self.plain)
+        if both:
+            raise ValueError(
+                f"{len(both)} prompt(s) are on both sides, e.g. {str(next(iter(both)))[:60]!r}; a prompt "
+                "either shows the behaviour or does not"
+            )
+        return self
+
+    @property
+    def questions(self) -> tuple[Asked, ...]:
+        """Every prompt without an answer."""
+        return tuple(pair.question for pair in self.pairs) or (*self.showing, *self.plain)
+
+
+class Behaviour(BaseModel):
+    """A behaviour with its three sets of examples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: Text
+    """What it is called."""
+    about: Text
+    """One sentence that completes itself."""
+    format: Literal["chat", "text"] = "chat"
+    """`chat`: a prompt is a user's message. `text`: it is the beginning of a text, as it stands."""
+    detector: Recognised
+    """How it is recognised."""
+    train: Examples
+    """To find a direction with."""
+    validation: Examples
+    """To choose block and strength with."""
+    test: Examples
+    """To report on; no prompt of these is in another set."""
+
+    @model_validator(mode="after")
+    def _no_leak(self) -> Behaviour:
+        sets = {name: set(getattr(self, name).questions) for name in ("train", "validation", "test")}
+        for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+            if both := sets[first] & sets[second]:
+                raise ValueError(
+                    f"{len(both)} prompt(s) are in {first} and in {second}, e.g. {str(next(iter(both)))[:60]!r}"
+                )
+        if self.detector.kind == "choice" and not all(getattr(self, name).pairs for name in sets):
+            raise ValueError("the detector 'choice' compares two answers, so all sets have to be pairs")
+        return self
+
+
+def behaviour_names() -> tuple[str, ...]:
+    """The behaviours that come with patchclamp."""
+    return tuple(n.removeprefix(BEHAVIOUR_PREFIX) for n in example_names() if n.startswith(BEHAVIOUR_PREFIX))
+
+
+def read_behaviour(name: str) -> Behaviour:
+    """A shipped behaviour by its name, or the one in a `.json` file. Raises FileError, saying what is wrong where."""
+    path = locate_file(f"{EXAMPLE_PREFIX}{BEHAVIOUR_PREFIX}{name}" if name in behaviour_names() else name)
+    if path.suffix.lower() != ".json":
+        raise FileError(
+            f"{path}: a behaviour is one object in a .json file; shipped are {', '.join(behaviour_names())}"
+        )
+    value = read_json(path)
+    if not isinstance(value, dict) or "train" not in value:
+        raise FileError(
+            f'{path}: a behaviour is one object {{"name", "about", "detector", "train", "validation", '
+            '"test"}; a list of question/answer pairs is read by vectors find'
+        )
+    return validated(Behaviour, value, str(path))
+
+
+def read_examples(showing: str | Path, plain: str | Path | None = None) -> Examples:
+    """Both sides from two prompt files, or from one file of question/answer pairs. Raises FileError."""
+    if plain is None:
+        pairs = read_rows(showing, BehaviourRow)
+        return Examples(pairs=tuple(pairs))
+    sides = {"showing": prompts_in(showing), "plain": prompts_in(plain)}
+    return validated(Examples, sides, f"{showing} and {plain}")
+
+
+def prompts_in(path: str | Path) -> tuple[Asked, ...]:
+    """The prompts of a file, each a text or a conversation; FileError for one that has none."""
+    return tuple(row.prompt or row.messages or "" for row in read_rows(path, PromptRow))
+
+
+def has_pairs(path: str | Path) -> bool:
+    """Whether a file's first row is a question with two answers."""
+    found = locate_file(path)
+    if found.suffix.lower() == ".txt":
+        return False
+    _, first = next(iter(raw_rows(found)), ("", {}))
+    return isinstance(first, dict) and "question" in first
+
+
+def texts_of(asked: Sequence[Asked]) -> list[str]:
+    """What is asked, as plain text: of a conversation its last message."""
+    return [one if isinstance(one, str) else one[-1].content for one in asked]

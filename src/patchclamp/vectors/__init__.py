@@ -1,0 +1,1 @@
+"""A layer's directions found by hand: found, chosen, proved, used."""

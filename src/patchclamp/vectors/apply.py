@@ -1,0 +1,163 @@
+"""Using a vector on one prompt: the answer without it, with it, and with a random direction as strong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from patchclamp.errors import SpecError
+from patchclamp.evidence.cli_hints import CommaList, Positional
+from patchclamp.evidence.controls import random_split_directions
+from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.forward import Edit, Model, Site
+from patchclamp.model.tokens import Prompt
+from patchclamp.tasks.neutral import neutral_texts
+from patchclamp.vectors.match import added, matched
+from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise
+from patchclamp.vectors.search import natural_strength, projected_out
+from patchclamp.vectors.states import Example, as_prompt, has_template, states
+from patchclamp.vectors.vector import Setting, SteeringVector, load_vector
+
+if TYPE_CHECKING:
+    import altair
+    import pandas
+
+CONTROL_TEXTS = 32
+MATCHING = 4
+"""Neutral texts on which the random direction's KL is matched."""
+
+
+class ApplySpec(Spec):
+    """Which vectors to use, how, and on which prompt."""
+
+    prompt: Annotated[Prompt, Positional()]
+    """What the model is asked; a text is a user's message if the vector's behaviour is asked for in chat."""
+    vector: tuple[str, ...] = Field(min_length=1)
+    """Saved vectors; several are used together."""
+    how: Literal["add", "subtract", "project_out", "clamp"] = "add"
+    """Add, subtract, remove from everything written to the residual stream, or clamp the coordinate to a value."""
+    sites: Annotated[tuple[str, ...], CommaList()] = ()
+    """Where; by default as chosen with vectors select, else the middle block."""
+    strength: float | None = None
+    """How much: standard deviations of projections over a neutral corpus; by default as chosen. With clamp: the
+    coordinate."""
+    unit: Literal["sd", "raw"] = "sd"
+    """Unit of the strength: raw multiplies the vector as it is."""
+    positions: str = "all"
+    """On which tokens: all, prompt, response, or another form of a site's positions."""
+    format: Literal["auto", "chat", "text"] = "auto"
+    """Whether the prompt is a user's message; auto: if the model has a chat template."""
+    max_new_tokens: int = Field(64, ge=1, le=2000)
+    """Length of the answers."""
+
+
+class ApplyResult(Result):
+    """Three answers to one prompt."""
+
+    base: str
+    """Without the vector."""
+    steered: str
+    random: str | None
+    """With a random direction at the same sites that moves the model as far on neutral text; null but for adding."""
+    edits: list[str]
+    """What was done, in order."""
+    kl: float
+    """KL of the first token of the answer, nats."""
+    perplexity_ratio: float | None
+    """Of the steered answer over the unedited one, under the unedited model."""
+
+    def table(self) -> pandas.DataFrame:
+        """One row an answer."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {"condition": name, "answer": getattr(self, name)}
+                for name in ("base", "steered", "random")
+                if getattr(self, name) is not None
+            ]
+        )
+
+    def chart(self) -> altair.TopLevelMixin:
+        """The answers side by side."""
+        from patchclamp.charts.vectors import apply_chart
+
+        return apply_chart(self)
+
+
+@method("vectors.apply", spec=ApplySpec, result=ApplyResult)
+def apply(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
+    """Answer a prompt with a vector and without it, and beside them with a random direction that is as strong."""
+    vectors = [load_vector(path, model) for path in spec.vector]
+    auto = "chat" if has_template(model) else "text"
+    prompt = (
+        as_prompt(model, spec.prompt, auto if spec.format == "auto" else spec.format)
+        if isinstance(spec.prompt, str)
+        else spec.prompt
+    )
+    edits = [edit for vector in vectors for edit in edits_for(model, vector, spec)]
+    base, steered = (model.generate(prompt, some, max_new_tokens=spec.max_new_tokens) for some in ([], edits))
+    random = None
+    if spec.how in ("add", "subtract"):
+        random = model.generate(
+            prompt, _random(model, vectors[0], spec, edits), max_new_tokens=spec.max_new_tokens
+        ).text
+    before, after = (surprise(model, [prompt], [said]) for said in (base, steered))
+    ratio = perplexity_ratio(after, before)
+    first = float(kl_on(model, [prompt], [edits])[0, 0]) if spec.positions != "response" else 0.0
+    return ApplyResult(
+        base=base.text,
+        steered=steered.text,
+        random=random,
+        kl=first,
+        edits=[f"{edit.op} {edit.strength:g} at {edit.site}" for edit in edits],
+        perplexity_ratio=ratio if ratio == ratio else None,
+    ), None
+
+
+def setting_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> Setting:
+    """Where and how strongly: as asked, else as chosen, else the middle block at its natural strength."""
+    chosen = vector.info.remove if spec.how == "subtract" else vector.info.add
+    sites = spec.sites or (chosen.sites if chosen else (list(vector.directions)[len(vector.directions) // 2],))
+    strength = spec.strength
+    if strength is None and chosen is not None and not spec.sites:
+        strength = chosen.strength
+    elif strength is None:
+        strength = natural_strength(model, vector, sites) * (-1 if spec.how == "subtract" else 1)
+    elif spec.how == "subtract":
+        strength = -abs(strength)
+    return Setting(sites=tuple(sites), strength=strength, unit=spec.unit, positions=spec.positions)
+
+
+def edits_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> list[Edit]:
+    """One vector's edits."""
+    setting = setting_for(model, vector, spec)
+    if spec.how == "project_out":
+        return projected_out(
+            model, vector, vector.info.ablate if vector.info.ablate and not spec.sites else setting.sites[0]
+        )
+    if spec.how == "clamp":
+        if spec.strength is None:
+            raise SpecError("clamp needs the coordinate to clamp to: --strength")
+        return [
+            Edit.clamp(Site.parse(site).at(spec.positions), direction, spec.strength)
+            for site, direction in vector.at(setting.sites).items()
+        ]
+    return vector.edits(setting)
+
+
+def _random(model: Model, vector: SteeringVector, spec: ApplySpec, edits: list[Edit]) -> list[Edit]:
+    """A random direction at the vector's sites, stretched to the KL that all edits have on neutral text."""
+    setting = setting_for(model, vector, spec)
+    texts = [model.encode(text).ids[:24] for text in neutral_texts(CONTROL_TEXTS)]
+    states_SNW = states(model, [Example(ids, "last") for ids in texts], setting.sites)
+    direction = {
+        site: random_split_directions(states_NW, 1, spec.seed)[0].float()
+        for site, states_NW in zip(setting.sites, states_SNW, strict=True)
+    }
+    target = float(kl_on(model, texts[:MATCHING], [edits]).mean()) if spec.positions != "response" else 1.0
+    positions = spec.positions if spec.positions != "response" else "all"
+    strength = abs(natural_strength(model, vector, setting.sites)) if setting.unit == "raw" else setting.strength
+    (found,) = matched(model, [direction], target, strength, texts[:MATCHING], positions)
+    return added(direction, found, spec.positions)

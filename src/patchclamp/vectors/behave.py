@@ -1,0 +1,87 @@
+"""Does the model show the behaviour? Prompts of a test asked under edits, and the answers judged.
+
+Shape suffixes: N prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from patchclamp.evidence.method import Progress
+from patchclamp.forward import Edit, Generated, Model, Plan, Readout
+from patchclamp.tasks.behaviour import Asked, Examples, Recognised
+from patchclamp.tasks.rows import BehaviourRow
+from patchclamp.vectors.detect import shows
+from patchclamp.vectors.measure import answers
+from patchclamp.vectors.states import answered, as_prompt
+
+Kind = Literal["plain", "showing"]
+
+
+class Case(NamedTuple):
+    """One prompt of a test."""
+
+    asked: Asked
+    prompt: Any
+    """As the model reads it."""
+    kind: Kind
+    """Whether it is meant to be answered with the behaviour; questions of pairs count as plain."""
+    pair: BehaviourRow | None
+
+
+class Asking(NamedTuple):
+    """How a behaviour is asked for and recognised."""
+
+    model: Model
+    detector: Recognised
+    format: str
+    max_new_tokens: int = 48
+
+    def cases(self, examples: Examples) -> list[Case]:
+        """The prompts of a set of examples."""
+        if examples.pairs:
+            return [
+                Case(p.question, as_prompt(self.model, p.question, self.format), "plain", p) for p in examples.pairs
+            ]
+        sides: tuple[tuple[Kind, tuple[Asked, ...]], ...] = (("plain", examples.plain), ("showing", examples.showing))
+        return [
+            Case(asked, as_prompt(self.model, asked, self.format), kind, None) for kind, some in sides for asked in some
+        ]
+
+    def answers(
+        self,
+        cases: Sequence[Case],
+        edits: Sequence[Edit] = (),
+        n: int | None = None,
+        progress: Progress | None = None,
+        description: str = "answering",
+    ) -> list[Generated]:
+        """What the model says to each case."""
+        prompts = [case.prompt for case in cases]
+        return answers(self.model, prompts, edits, n or self.max_new_tokens, progress, description)
+
+    def shown(self, cases: Sequence[Case], said: Sequence[Generated] | None, edits: Sequence[Edit] = ()) -> np.ndarray:
+        """Whether each case shows the behaviour, [N]: by its answer, or by which of a pair's answers is likelier."""
+        if self.detector.kind == "choice":
+            return self.leaning(cases, edits) > 0
+        assert said is not None
+        return np.array([shows(self.detector, answer.text) for answer in said], dtype=bool)
+
+    def rate(self, cases: Sequence[Case], edits: Sequence[Edit] = (), n: int | None = None) -> np.ndarray:
+        """`shown`, asking as much as is needed for it."""
+        said = None if self.detector.kind == "choice" else self.answers(cases, edits, n)
+        return self.shown(cases, said, edits)
+
+    def leaning(self, cases: Sequence[Case], edits: Sequence[Edit] = ()) -> np.ndarray:
+        """Mean log-probability a token of the answer that shows the behaviour minus that of the other, nats, [N]."""
+        rows = []
+        for case in cases:
+            assert case.pair is not None
+            for answer in (case.pair.answer_matching_behavior, case.pair.answer_not_matching_behavior):
+                prompt, positions = answered(self.model, case.asked, answer, self.format)
+                rows.append((prompt, edits, [Readout.loss(positions)]))
+        losses = np.array([float(loss) for (loss,) in self.model.execute(Plan.of(rows))]).reshape(-1, 2)
+        return losses[:, 1] - losses[:, 0]

@@ -1,0 +1,72 @@
+"""Random directions that do to a model as much as the vector does: same covariance as activations, same KL.
+
+A direction drawn at random in all dimensions leaves the few in which activations live, and breaks some models at once.
+So a control direction is the mean difference of two random halves of the very prompts the vector was found with (both
+sides mixed), at the same sites, scaled until the next-token distribution moves as far (KL, on the prompts given).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchclamp.evidence.controls import random_split_directions
+from patchclamp.forward import Edit, Model, Site
+from patchclamp.vectors.measure import kl_on
+
+PROMPTS = 4
+"""Prompts on which the KL is matched."""
+ROUNDS = 6
+HIGHEST = 64.0
+"""The most a control direction is stretched: some move the model less at any length than the vector does."""
+
+
+def random_directions(states: dict[str, Tensor], n: int, seed: int) -> list[dict[str, Tensor]]:
+    """`n` control directions, each at all sites from the same split, as long as the vector would be by chance.
+
+    `states`: site -> the states of all prompts, [N,W]."""
+    by_site = {site: random_split_directions(states_NW, n, seed).float() for site, states_NW in states.items()}
+    return [{site: directions[i] for site, directions in by_site.items()} for i in range(n)]
+
+
+def added(directions: dict[str, Tensor], strength: float, positions: str, unit: Any = "sd") -> list[Edit]:
+    """Edits that add a direction at each of its sites."""
+    return [
+        Edit.add(Site.parse(site).at(positions), direction, strength, unit) for site, direction in directions.items()
+    ]
+
+
+def matched(
+    model: Model,
+    directions: Sequence[dict[str, Tensor]],
+    target: float,
+    start: float,
+    prompts: Sequence[Any],
+    positions: str,
+) -> list[float]:
+    """For each direction the strength (standard deviations, the sign of `start`) whose mean KL is `target`.
+
+    Found by bisection of the logarithm, all directions together; `HIGHEST` times `start` at most.
+    """
+    sign, size = float(np.sign(start)), abs(start)
+    low, high = np.zeros(len(directions)), np.full(len(directions), np.inf)
+    strength = np.full(len(directions), size)
+    best, gap = strength.copy(), np.full(len(directions), np.inf)
+    for _ in range(ROUNDS):
+        settings = [added(one, sign * s, positions) for one, s in zip(directions, strength, strict=True)]
+        reached = kl_on(model, prompts[:PROMPTS], settings).mean(1)
+        off = np.abs(np.log((reached + 1e-9) / (target + 1e-9)))
+        best, gap = np.where(off < gap, strength, best), np.minimum(off, gap)
+        low, high = np.where(reached < target, strength, low), np.where(reached < target, high, strength)
+        strength = np.where(np.isinf(high), low * 2, np.where(low == 0, high / 2, np.sqrt(low * high)))
+        strength = np.minimum(strength, HIGHEST * size)
+    return [float(sign * s) for s in best]
+
+
+def pooled(showing: Tensor, plain: Tensor, sites: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Both sides' states [S,N,W] at some of the sites, as `random_directions` takes them."""
+    return {site: torch.cat([showing[i], plain[i]]) for i, site in enumerate(sites) if site in wanted}

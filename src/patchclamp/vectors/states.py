@@ -1,0 +1,98 @@
+"""States to find directions in: one value a prompt and site, the mean over the tokens that are asked for.
+
+Shape suffixes: N prompts, S sites, T tokens, W width of the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchclamp.errors import SpecError
+from patchclamp.evidence.method import Progress, Silent
+from patchclamp.forward import Model, Plan, Readout, Site
+from patchclamp.tasks.behaviour import Asked, Examples
+
+AT_ONCE = 64
+"""Prompts whose values are held in memory together, before their mean over tokens is taken."""
+
+
+class Example(NamedTuple):
+    """A prompt as the model reads it, and the tokens whose mean state counts."""
+
+    prompt: Any
+    positions: str
+
+
+def has_template(model: Model) -> bool:
+    """Whether the model knows conversations."""
+    return bool(getattr(model.tokenizer, "chat_template", None))
+
+
+def as_prompt(model: Model, asked: Asked, format: str) -> Any:
+    """What the model reads: a user's message in its chat template, or the text as it stands.
+
+    SpecError where the prompt needs a template and the model has none."""
+    if (format == "chat" or not isinstance(asked, str)) and not has_template(model):
+        raise SpecError(
+            f"{model.name} has no chat template, and the prompt {str(asked)[:60]!r} is a chat message; use a "
+            "chat model, or give prompts as plain text (format text)"
+        )
+    if not isinstance(asked, str):
+        return [{"role": m.role, "content": m.content} for m in asked]
+    return [{"role": "user", "content": asked}] if format == "chat" else asked
+
+
+def answered(model: Model, question: Asked, answer: str, format: str) -> tuple[Any, str]:
+    """A question with an answer to it, and the answer's tokens as a site's positions."""
+    prompt = as_prompt(model, question, format)
+    if isinstance(prompt, str):
+        whole, begin = prompt + answer, len(model.encode(prompt))
+        ids = model.encode(whole).ids
+        shared = next((i for i, (a, b) in enumerate(zip(ids, model.encode(prompt).ids, strict=False)) if a != b), begin)
+        return whole, f"{min(begin, shared)}:"
+    conversation = [*prompt, {"role": "assistant", "content": answer}]
+    encoded = model.encode(conversation)
+    return conversation, f"{encoded.n_prompt}:{encoded.find(answer.strip()) + 1}"
+
+
+def examples_of(
+    model: Model, examples: Examples, format: str, position: str | None = None
+) -> tuple[list[Example], list[Example]]:
+    """Both sides' prompts, showing and plain. Of pairs the answer's tokens count, of prompts the last."""
+    if examples.pairs:
+        sides = [
+            [
+                answered(model, pair.question, answer, format)
+                for pair, answer in zip(examples.pairs, (getattr(p, field) for p in examples.pairs), strict=True)
+            ]
+            for field in ("answer_matching_behavior", "answer_not_matching_behavior")
+        ]
+        showing, plain = ([Example(prompt, position or own) for prompt, own in side] for side in sides)
+        return showing, plain
+    showing, plain = (
+        [Example(as_prompt(model, asked, format), position or "last") for asked in side]
+        for side in (examples.showing, examples.plain)
+    )
+    return showing, plain
+
+
+def states(
+    model: Model, examples: Sequence[Example], sites: Sequence[str | Site], progress: Progress | None = None
+) -> Tensor:
+    """The mean state of each example at each site, [S,N,W] in float64: half-precision values would lose their means.
+
+    All sites have to be of one width."""
+    wanted = [Site.parse(site) for site in sites]
+    found: list[Tensor] = []
+    starts = range(0, len(examples), AT_ONCE)
+    for first in (progress or Silent()).track(starts, "reading states", len(starts)):
+        some = examples[first : first + AT_ONCE]
+        plan = Plan.of([(one.prompt, (), [Readout.value(site.at(one.positions)) for site in wanted]) for one in some])
+        for one, values in zip(some, model.execute(plan), strict=True):
+            single = Site.parse(f"embed@{one.positions}").positions.single
+            found.append(torch.stack([value.double() if single else value.double().mean(0) for value in values]))
+    return torch.stack(found, dim=1)
