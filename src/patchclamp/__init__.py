@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from patchclamp.evidence.record import Record
     from patchclamp.evidence.store import Store, replay
     from patchclamp.evidence.verdict import Interval, Verdict, judge
-    from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, load
+    from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, When, load
     from patchclamp.lenses.attention import attention
     from patchclamp.lenses.attribute import attribute
     from patchclamp.lenses.jacobian import jacobian
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from patchclamp.lenses.stages import stages
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
+    from patchclamp.vectors.apply import apply_vector
+    from patchclamp.vectors.bake import bake_vector
+    from patchclamp.vectors.compose import compose_vectors
+    from patchclamp.vectors.evaluate import evaluate_vector
+    from patchclamp.vectors.find import find_vector
+    from patchclamp.vectors.read import read_vector
+    from patchclamp.vectors.select import select_vector
+    from patchclamp.vectors.show import show_vector
+    from patchclamp.vectors.task import task_vectors
+    from patchclamp.vectors.vector import SteeringVector, load_vector
 
 _HOME = {
     "Capture": "forward",
@@ -44,27 +54,39 @@ _HOME = {
     "RunError": "errors",
     "Site": "forward",
     "Spec": "evidence.method",
+    "SteeringVector": "vectors.vector",
     "Store": "evidence.store",
     "Verdict": "evidence.verdict",
+    "When": "forward",
     "ablate": "neurons.ablate",
+    "apply_vector": "vectors.apply",
     "attention": "lenses.attention",
     "attribute": "lenses.attribute",
+    "bake_vector": "vectors.bake",
+    "compose_vectors": "vectors.compose",
+    "evaluate_vector": "vectors.evaluate",
+    "find_vector": "vectors.find",
     "get_method": "evidence.method",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
     "language": "lenses.language",
     "load": "forward",
+    "load_vector": "vectors.vector",
     "logit_lens": "lenses.logit",
     "method": "evidence.method",
     "methods": "evidence.method",
     "multihop": "lenses.multihop",
     "patch": "circuits.patch",
     "patchscope": "lenses.patchscope",
+    "read_vector": "vectors.read",
     "replay": "evidence.store",
     "run": "evidence.method",
+    "select_vector": "vectors.select",
     "selfreport": "lenses.selfreport",
+    "show_vector": "vectors.show",
     "stages": "lenses.stages",
+    "task_vectors": "vectors.task",
     "train_tuned_lens": "lenses.tuned",
     "tuned_lens": "lenses.tuned",
 }
@@ -86,27 +108,39 @@ __all__ = [
     "RunError",
     "Site",
     "Spec",
+    "SteeringVector",
     "Store",
     "Verdict",
+    "When",
     "ablate",
+    "apply_vector",
     "attention",
     "attribute",
+    "bake_vector",
+    "compose_vectors",
+    "evaluate_vector",
+    "find_vector",
     "get_method",
     "jacobian",
     "judge",
     "knockout",
     "language",
     "load",
+    "load_vector",
     "logit_lens",
     "method",
     "methods",
     "multihop",
     "patch",
     "patchscope",
+    "read_vector",
     "replay",
     "run",
+    "select_vector",
     "selfreport",
+    "show_vector",
     "stages",
+    "task_vectors",
     "train_tuned_lens",
     "tuned_lens",
 ]

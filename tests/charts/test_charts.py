@@ -27,7 +27,9 @@ def records(tmp_path_factory):
 
 
 DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.stages", "lens.selfreport",
-                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply"}
+                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "vectors.find",
+                   "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
+                   "vectors.task", "vectors.compose", "vectors.show"}
 """They need words, facts or a corpus in a real tokenizer's tokens; their own tests draw them."""
 
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchclamp.errors import InputError, RunError
+from patchclamp.errors import InputError
 from patchclamp.evidence.controls import (
     count_groups,
-    matching_strength,
+    matching_strengths,
     random_split_directions,
     random_units,
     rescale,
@@ -136,20 +136,24 @@ def test_rescale_sets_the_length_and_keeps_the_direction():
 
 
 @few
-@given(st.floats(1e-4, 1e4), st.floats(0.5, 3), st.floats(1e-3, 1e3))
-def test_matching_strength_finds_the_dose(target, power, start):
-    def measure(strength: float) -> float:
-        return strength**power
+@given(st.floats(1e-4, 1e4), st.lists(st.floats(0.5, 3), min_size=1, max_size=4), st.floats(1e-3, 1e3))
+def test_matching_strengths_find_the_dose_of_each(target, powers, start):
+    def measure(strengths: np.ndarray) -> np.ndarray:
+        return strengths ** np.array(powers)
 
-    strength = matching_strength(measure, target, start=start)
-    assert measure(strength) == pytest.approx(target, rel=0.05)
+    found = matching_strengths(measure, target, len(powers), start=start, max_rounds=60, highest=1e12)
+    assert measure(found) == pytest.approx(np.full(len(powers), target), rel=0.05)
 
 
-def test_matching_strength_says_so_when_the_dose_is_out_of_reach():
-    with pytest.raises(RunError, match="levels off"):
-        matching_strength(lambda strength: min(strength, 1.0), 2.0)
+def test_what_levels_off_below_the_dose_is_stretched_so_far_and_no_further():
+    found = matching_strengths(lambda strengths: np.minimum(strengths, [1.0, 9.0]), 2.0, 2, highest=64)
+    assert found[0] <= 64
+    assert found[1] == pytest.approx(2, rel=0.05)
+
+
+def test_a_dose_of_nothing_cannot_be_matched():
     with pytest.raises(InputError, match="positive"):
-        matching_strength(lambda strength: strength, 0.0)
+        matching_strengths(lambda strengths: strengths, 0.0, 1)
 
 
 @few

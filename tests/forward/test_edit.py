@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchclamp.errors import EditError, InputError, SiteError, SpecError
-from patchclamp.forward import Edit, Plan, Readout, Row
+from patchclamp.forward import Edit, Plan, Readout, Row, When
 from patchclamp.forward.values import Values
 
 numbers = st.floats(-1e6, 1e6, width=32)
@@ -189,3 +189,13 @@ def test_a_malformed_readout_says_why(make, error, message):
     """Before any model has run."""
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_condition_is_a_direction_of_the_same_site():
+    when = When(direction=[0.0, 1.0], above=0.5)
+    edit = Edit.add("resid.1", [1.0, 0.0], when=when)
+    assert Edit.model_validate_json(edit.model_dump_json()) == edit
+    with pytest.raises(EditError, match="both are vectors at the same site"):
+        Edit.add("resid.1", [1.0, 0.0, 0.0], when=when)
+    with pytest.raises(EditError, match="takes no when"):
+        Edit._make("zero", "resid.1", when=when)

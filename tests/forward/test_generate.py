@@ -12,7 +12,7 @@ from oracle import Change, greedy
 from tiny import SPREAD, direction, ids, tiny_model, tiny_tokenizer
 
 from patchclamp.errors import EditError, InputError, PromptError
-from patchclamp.forward import Edit
+from patchclamp.forward import Edit, When
 from patchclamp.forward.batch import compute_prefix
 
 V = direction(32)
@@ -353,3 +353,16 @@ def test_swaps_of_several_prompts_are_all_at_hand():
 def test_lists_of_edits_have_to_match_the_prompts():
     with pytest.raises(EditError, match="2 lists of edits for 1 prompts"):
         tiny_model("llama").generate([(1, 2, 3)], [[Edit.zero("mlp.1")], []], max_new_tokens=2)
+
+
+def test_a_condition_holds_token_by_token_with_and_without_the_cache():
+    """Steered only where a token lies far along another direction: the same tokens as reading everything again."""
+    model, prompt = tiny_model("llama"), ids(5)
+    other = direction(32).flip(0)
+    coordinates = model.run(prompt, read="resid.1@all") @ (other / other.norm())
+    when = When(direction=other, above=float(coordinates.median()))
+    edit = Edit.add("resid.1", V, 3.0, "raw", when)
+    changed = model.run(prompt, [edit], "resid.1@all") - model.run(prompt, read="resid.1@all")
+    assert ((changed.norm(dim=-1) > 1e-6) == (coordinates > when.above)).all()
+    cached, plain = (model.generate(prompt, [edit], N, use_cache=use).tokens for use in (True, False))
+    assert cached == plain

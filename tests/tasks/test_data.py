@@ -23,8 +23,10 @@ IOI = read_rows("example:ioi", PairRow)
 
 
 def test_the_names_of_the_shipped_files():
+    behaviours = ("ai", "flattery", "formality", "french", "refusal", "sentiment", "truth")
     assert example_names() == (
-        "agreement", "agreement-validation", "capitals", "country-capital", "ioi", "neutral", "two-hop", "words")
+        "agreement", "agreement-validation", *(f"behaviour-{name}" for name in behaviours), "capitals",
+        "country-capital", "ioi", "neutral", "two-hop", "words")
 
 
 def test_every_name_is_a_file():
@@ -32,7 +34,7 @@ def test_every_name_is_a_file():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(FileError, match="agreement, agreement-validation, capitals"):
+    with pytest.raises(FileError, match="agreement, agreement-validation, behaviour-ai"):
         example_file("xyz")
 
 

@@ -1,5 +1,6 @@
 """Every format gives the same rows, and whatever is wrong with a file is said with its line and field."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -47,7 +48,8 @@ def write(path: Path, rows: list[dict]) -> Path:
             path.write_text(json.dumps(rows, ensure_ascii=False, indent=2), "utf-8")
         case ".csv" | ".tsv":
             separator = "," if path.suffix == ".csv" else "\t"
-            pandas.DataFrame(rows).to_csv(path, sep=separator, index=False, lineterminator="\n")
+            # quoted throughout: a bare carriage return at a line's end would be the line's end
+            pandas.DataFrame(rows).to_csv(path, sep=separator, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
         case ".parquet":
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.errors import InputError, RunError
+from patchclamp.errors import InputError
 
 Unit = tuple[int, int]
 """(layer, unit): a neuron, a head or a feature."""
@@ -116,37 +116,40 @@ def rescale(directions_KD: Tensor, norm: float | Tensor) -> Tensor:
     return directions_KD * (torch.as_tensor(norm, device=norms_K.device) / norms_K).unsqueeze(-1).to(norms_K)
 
 
-def matching_strength(
-    measure: Callable[[float], float],
+def matching_strengths(
+    measure: Callable[[np.ndarray], np.ndarray],
     target: float,
+    n: int,
     *,
     start: float = 1.0,
     tolerance: float = 0.05,
-    max_calls: int = 40,
-) -> float:
-    """The strength at which `measure` is within `tolerance` (relative) of `target`: equal dose, not norm.
+    max_rounds: int = 12,
+    highest: float = 64.0,
+) -> np.ndarray:
+    """For each of `n` things the strength at which it moves the model by `target`: equal dose, not norm. [n]
 
-    `measure` maps a strength > 0 to how far the model was moved, e.g. the KL divergence caused by adding
-    `strength · direction`; it is taken to grow from 0. Doubles or halves `start` until the target is
-    bracketed, then bisects geometrically. Raises InputError unless target and start are positive; RunError
-    when `max_calls` measurements do not get there, as when the measure levels off below the target.
+    `measure` maps strengths [n], all > 0, to how far the model was moved by each, e.g. the mean KL divergence caused
+    by adding each direction; each is taken to grow from 0. All are doubled or halved from `start` until the target is
+    bracketed, then bisected geometrically, together, until all are within `tolerance` (relative) or the rounds are
+    over; the nearest strengths seen are returned. None exceeds `highest` times `start`: some things level off below
+    the target. Raises InputError unless target and start are positive.
     """
     if not (target > 0 and start > 0 and math.isfinite(target) and math.isfinite(start)):
         raise InputError(f"target and start are positive numbers; got {target} and {start}")
-    low, high, strength = 0.0, math.inf, start
-    for _ in range(max_calls):
-        reached = measure(strength)
-        if abs(reached - target) <= tolerance * target:
-            return strength
-        if reached < target:
-            low = strength
-        else:
-            high = strength
-        strength = low * 2 if math.isinf(high) else high / 2 if low == 0 else math.sqrt(low * high)
-    raise RunError(
-        f"no strength of this direction reaches {target:.3g}: {max_calls} trials ended at {reached:.3g} for "
-        f"strength {strength:.3g}; the measure levels off or is not steady there"
-    )
+    low_K, high_K = np.zeros(n), np.full(n, np.inf)
+    strength_K = np.full(n, float(start))
+    best_K, off_K = strength_K.copy(), np.full(n, np.inf)
+    for _ in range(max_rounds):
+        reached_K = np.asarray(measure(strength_K), dtype=float)
+        gap_K = np.abs(reached_K - target)
+        best_K, off_K = np.where(gap_K < off_K, strength_K, best_K), np.minimum(gap_K, off_K)
+        if (off_K <= tolerance * target).all():
+            break
+        is_below_K = reached_K < target
+        low_K, high_K = np.where(is_below_K, strength_K, low_K), np.where(is_below_K, high_K, strength_K)
+        middle_K = np.where(low_K > 0, np.sqrt(low_K * np.where(np.isinf(high_K), 0, high_K)), high_K / 2)
+        strength_K = np.minimum(np.where(np.isinf(high_K), low_K * 2, middle_K), highest * start)
+    return best_K
 
 
 def shuffled_labels(labels: Sequence[Label], n: int, seed: int) -> list[list[Label]]:

@@ -1,11 +1,11 @@
 """Touching a model: sites, edits, readouts, plans, and the one engine that executes them."""
 
 from patchclamp.forward.calls import Capture
-from patchclamp.forward.edit import Edit
+from patchclamp.forward.edit import Edit, When
 from patchclamp.forward.generate import Generated
 from patchclamp.forward.model import Model, load
 from patchclamp.forward.plan import Plan, Row
 from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Site
 
-__all__ = ["Capture", "Edit", "Generated", "Model", "Plan", "Readout", "Row", "Site", "load"]
+__all__ = ["Capture", "Edit", "Generated", "Model", "Plan", "Readout", "Row", "Site", "When", "load"]

@@ -27,7 +27,8 @@ from patchclamp.model.tokens import Prompt
 Op = Literal["zero", "mean", "set", "scale", "add", "project_out", "clamp", "swap"]
 _NEEDS = {"set": ("value",), "scale": ("value",), "add": ("direction",), "project_out": ("direction",),
           "clamp": ("direction", "value"), "swap": ("source",)}
-_MAY = {"mean": ("texts",), "add": ("strength", "unit"), "zero": ("keys", "renormalize"),
+_MAY = {"mean": ("texts",), "add": ("strength", "unit", "when"), "project_out": ("when",), "clamp": ("when",),
+        "zero": ("keys", "renormalize"),
         "scale": ("keys", "renormalize"), "set": ("keys", "renormalize")}
 _READ_ONLY = {
     "logits": "change the residual stream that is unembedded instead, e.g. resid of the last block",
@@ -44,6 +45,17 @@ class Source(BaseModel):
     """The prompt of the other run."""
     site: Site
     """The site there, with its own positions; as many tokens as the edited site has."""
+
+
+class When(BaseModel):
+    """A condition on each token: its coordinate x·ŵ along another direction lies above a value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    direction: Values
+    """A vector as wide as the site; only its direction counts."""
+    above: float
+    """The coordinate above which the edit is applied to a token."""
 
 
 class Edit(BaseModel):
@@ -69,12 +81,15 @@ class Edit(BaseModel):
     """For `swap`: where the value comes from."""
     keys: str = "all"
     """On `pattern`: the attended tokens concerned, in the form of a site's positions."""
+    when: When | None = None
+    """For `add`, `project_out` and `clamp`: only at tokens whose value at the site lies far along another direction
+    (conditional steering, Lee et al. 2024, arXiv 2409.05907)."""
     renormalize: bool = False
     """On `pattern`: rescale each row to sum to one again, as masking before the softmax would."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Edit":
-        given = {n for n in ("value", "direction", "texts", "source") if getattr(self, n) not in (None, ())}
+        given = {n for n in ("value", "direction", "texts", "source", "when") if getattr(self, n) not in (None, ())}
         given |= self.model_fields_set & {"strength", "unit", "keys", "renormalize"}
         needs, may = _NEEDS.get(self.op, ()), _MAY.get(self.op, ())
         missing = [n for n in needs if n not in given]
@@ -105,6 +120,10 @@ class Edit(BaseModel):
                 raise ValueError(f"a direction is one vector, not shape {list(values.tensor.shape)}")
             if self.op != "add" and not values.tensor.any():
                 raise ValueError("the direction is all zeros, so it points nowhere")
+            condition = None if self.when is None else self.when.direction.tensor
+            if condition is not None and (condition.shape != values.tensor.shape or not condition.any()):
+                raise ValueError(f"the condition's direction has shape {list(condition.shape)}, the edit's has "
+                                 f"{list(values.tensor.shape)}; both are vectors at the same site, neither all zeros")
         elif self.op in ("scale", "clamp") and values.tensor.dim() != 0:
             raise ValueError(f"{self.op} takes one number, not shape {list(values.tensor.shape)}")
 
@@ -139,19 +158,20 @@ class Edit(BaseModel):
         return cls._make("scale", site, value=factor)
 
     @classmethod
-    def add(cls, site: str | Site, direction: Any, strength: float = 1.0, unit: Literal["sd", "raw"] = "sd") -> "Edit":
+    def add(cls, site: str | Site, direction: Any, strength: float = 1.0, unit: Literal["sd", "raw"] = "sd",
+            when: When | None = None) -> "Edit":
         """Add a direction [width]; see the module's table for the unit of `strength`."""
-        return cls._make("add", site, direction=direction, strength=strength, unit=unit)
+        return cls._make("add", site, direction=direction, strength=strength, unit=unit, when=when)
 
     @classmethod
-    def project_out(cls, site: str | Site, direction: Any) -> "Edit":
+    def project_out(cls, site: str | Site, direction: Any, when: When | None = None) -> "Edit":
         """Remove the component along a direction [width]."""
-        return cls._make("project_out", site, direction=direction)
+        return cls._make("project_out", site, direction=direction, when=when)
 
     @classmethod
-    def clamp(cls, site: str | Site, direction: Any, value: float) -> "Edit":
+    def clamp(cls, site: str | Site, direction: Any, value: float, when: When | None = None) -> "Edit":
         """Give the coordinate along the unit direction [width] this value and leave the rest."""
-        return cls._make("clamp", site, direction=direction, value=value)
+        return cls._make("clamp", site, direction=direction, value=value, when=when)
 
     @classmethod
     def swap(cls, site: str | Site, prompt: Any, source: str | Site | None = None) -> "Edit":

@@ -206,6 +206,16 @@ def _check_widths(
 
 def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The edit as a function of the value [tokens, …]: what is written in its place."""
+    change = _unconditional(edit, value, direction)
+    if edit.when is None:
+        return change
+    assert direction is not None
+    along = edit.when.direction.tensor.to(direction)
+    along, above = along / along.norm(), edit.when.above
+    return lambda x: torch.where((x @ along.to(x) > above).unsqueeze(-1), change(x), x)
+
+
+def _unconditional(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:
     op = edit.op
     if op == "zero":
         return torch.zeros_like

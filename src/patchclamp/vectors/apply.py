@@ -17,7 +17,7 @@ from patchclamp.vectors.match import added, matched
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise
 from patchclamp.vectors.search import natural_strength, projected_out
 from patchclamp.vectors.states import Example, as_prompt, has_template, states
-from patchclamp.vectors.vector import Setting, SteeringVector, load_vector
+from patchclamp.vectors.vector import Ablation, Setting, SteeringVector, load_vector
 
 if TYPE_CHECKING:
     import altair
@@ -44,6 +44,11 @@ class ApplySpec(Spec):
     coordinate."""
     unit: Literal["sd", "raw"] = "sd"
     """Unit of the strength: raw multiplies the vector as it is."""
+    when: str | None = None
+    """A second saved vector: use the first only at tokens where this one is active."""
+    above: float | None = None
+    """The coordinate along the second vector above which it counts as active; by default half-way between the means of
+    its two sides."""
     positions: str = "all"
     """On which tokens: all, prompt, response, or another form of a site's positions."""
     format: Literal["auto", "chat", "text"] = "auto"
@@ -87,7 +92,7 @@ class ApplyResult(Result):
 
 
 @method("vectors.apply", spec=ApplySpec, result=ApplyResult)
-def apply(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
+def apply_vector(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
     """Answer a prompt with a vector and without it, and beside them with a random direction that is as strong."""
     vectors = [load_vector(path, model) for path in spec.vector]
     auto = "chat" if has_template(model) else "text"
@@ -133,18 +138,23 @@ def setting_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> Settin
 def edits_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> list[Edit]:
     """One vector's edits."""
     setting = setting_for(model, vector, spec)
+    when = {}
+    if spec.when is not None:
+        if spec.how == "project_out":
+            raise SpecError("a condition holds at one site, and project_out works everywhere; use subtract or clamp")
+        condition = load_vector(spec.when, model)
+        when = {site: condition.active(site, spec.above) for site in setting.sites}
     if spec.how == "project_out":
-        return projected_out(
-            model, vector, vector.info.ablate if vector.info.ablate and not spec.sites else setting.sites[0]
-        )
+        chosen = vector.info.ablate if not spec.sites else None
+        return projected_out(model, vector, chosen or Ablation(site=setting.sites[0]))
     if spec.how == "clamp":
         if spec.strength is None:
             raise SpecError("clamp needs the coordinate to clamp to: --strength")
         return [
-            Edit.clamp(Site.parse(site).at(spec.positions), direction, spec.strength)
+            Edit.clamp(Site.parse(site).at(spec.positions), direction, spec.strength, when.get(site))
             for site, direction in vector.at(setting.sites).items()
         ]
-    return vector.edits(setting)
+    return vector.edits(setting, when)
 
 
 def _random(model: Model, vector: SteeringVector, spec: ApplySpec, edits: list[Edit]) -> list[Edit]:

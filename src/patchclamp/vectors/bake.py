@@ -28,7 +28,8 @@ from patchclamp.model.anatomy import part, weight_in_out
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.neutral import neutral_texts
 from patchclamp.vectors.apply import ApplySpec, edits_for
-from patchclamp.vectors.vector import load_vector
+from patchclamp.vectors.search import projected_out
+from patchclamp.vectors.vector import Ablation, SteeringVector, load_vector
 
 if TYPE_CHECKING:
     import altair
@@ -82,7 +83,7 @@ class BakeResult(Result):
 
 
 @method("vectors.bake", spec=BakeSpec, result=BakeResult)
-def bake(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
+def bake_vector(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
     """Write a copy of the model with the vector in its weights. It claims only that both give the same logits."""
     target = Path(spec.save).expanduser()
     if target.exists():
@@ -90,7 +91,10 @@ def bake(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
     vector = load_vector(spec.vector, model)
     using = ApplySpec.model_validate(
         {"prompt": "-", "vector": (spec.vector,), "how": spec.how, "sites": spec.sites, "strength": spec.strength})
-    edits = edits_for(model, vector, using)
+    if spec.how == "project_out":  # weights hold what is done everywhere
+        edits = projected_out(model, vector, Ablation(site=spec.sites[0] if spec.sites else _site(vector)))
+    else:
+        edits = edits_for(model, vector, using)
     hf = _copy(model)
     changed = _orthogonalise(model, hf, edits) if spec.how == "project_out" else _bias(model, hf, edits)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +115,12 @@ def bake(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
     return BakeResult(
         folder=str(target), changed=changed, difference=difference, spread=spread, same_first_choice=same
     ), None
+
+
+def _site(vector: SteeringVector) -> str:
+    """The chosen site, else the middle one."""
+    sites = list(vector.directions)
+    return vector.info.ablate.site if vector.info.ablate else sites[len(sites) // 2]
 
 
 def _copy(model: Model) -> Any:
@@ -138,7 +148,9 @@ def _orthogonalise(model: Model, hf: Any, edits: list[Edit]) -> int:
     like = hf.get_input_embeddings().weight
     unit_D = (edits[0].direction.tensor / edits[0].direction.tensor.norm()).to(like)
     family = model.anatomy.family
-    written: list[Tensor] = [like]
+    # learned positions are written to the stream as well
+    written: list[Tensor] = [m.weight for m in hf.modules()
+                             if isinstance(m, torch.nn.Embedding) and m.embedding_dim == model.d_model]
     for block in part(hf, family.blocks):
         for path in (family.out_proj, family.down_proj):
             module = part(block, path)

@@ -107,7 +107,7 @@ class Lists(NamedTuple):
 
 
 @method("vectors.compose", spec=ComposeSpec, result=ComposeResult)
-def compose(model: Model, spec: ComposeSpec, progress: Progress) -> Outcome:
+def compose_vectors(model: Model, spec: ComposeSpec, progress: Progress) -> Outcome:
     """Build the vector of 'what the file says of the last word' from three others; compare with the measured one.
 
     The verdict asks whether the composed vector makes the model answer bare lists more often than the parts it is made

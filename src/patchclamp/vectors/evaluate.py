@@ -22,13 +22,13 @@ from patchclamp.tasks.behaviour import Examples, prompts_in, read_behaviour, tex
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
 from patchclamp.vectors.directions import How
-from patchclamp.vectors.find import find_vector
+from patchclamp.vectors.find import found_vector
 from patchclamp.vectors.match import pooled
 from patchclamp.vectors.proof import EvaluateResult, Proof, Ready
 from patchclamp.vectors.search import Bounds, Candidate, choose, with_settings
 from patchclamp.vectors.source import BehaviourName, FindingSpec, Source, hashes, read_source
 from patchclamp.vectors.states import has_template
-from patchclamp.vectors.vector import Setting, load_vector
+from patchclamp.vectors.vector import Ablation, Setting, load_vector
 
 if TYPE_CHECKING:
     pass
@@ -56,7 +56,7 @@ class EvaluateSpec(Spec):
     """Choosing: how much less likely answers may become to the unedited model, as a ratio of perplexities."""
     max_repetition: float = Field(0.15, ge=0)
     """Choosing: how much more answers may repeat themselves, as a share of word triples."""
-    max_kl: float = Field(0.3, gt=0)
+    max_kl: float = Field(0.4, gt=0)
     """Choosing: how far removing may move the model on unrelated text, nats a token."""
     controls: int = Field(20, ge=2, le=100)
     """Random directions."""
@@ -69,7 +69,7 @@ class EvaluateSpec(Spec):
 
 
 @method("vectors.evaluate", spec=EvaluateSpec, result=EvaluateResult)
-def evaluate(model: Model, spec: EvaluateSpec, progress: Progress) -> Outcome:
+def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Outcome:
     """Add, subtract and project out a vector on prompts it was not found with, and count how often the behaviour shows.
 
     The verdict asks whether adding it makes plain prompts show the behaviour more often than matched random directions
@@ -107,7 +107,7 @@ def _prepare(model: Model, spec: EvaluateSpec, progress: Progress) -> Ready:
         position=saved.info.position if saved else None,
     )
     source: Source = read_source(model, finding)
-    vector, (showing_SNW, plain_SNW), _ = find_vector(model, source, finding, progress)
+    vector, (showing_SNW, plain_SNW), _ = found_vector(model, source, finding, progress)
     sites = list(vector.directions)
     vector = saved or vector
     tried: list[Candidate] = []
@@ -115,7 +115,9 @@ def _prepare(model: Model, spec: EvaluateSpec, progress: Progress) -> Ready:
         setting = Setting(sites=spec.sites, strength=spec.strength or 0.0)
         vector.at(spec.sites)
         vector = vector.with_info(
-            add=setting, remove=setting.model_copy(update={"strength": -setting.strength}), ablate=spec.sites[0]
+            add=setting,
+            remove=setting.model_copy(update={"strength": -setting.strength}),
+            ablate=Ablation(site=spec.sites[0]),
         )
     elif vector.info.add is None and vector.info.remove is None:
         bounds = Bounds(spec.max_perplexity, spec.max_repetition, spec.max_kl)

@@ -79,7 +79,7 @@ class FindResult(Result):
 
 
 @method("vectors.find", spec=FindSpec, result=FindResult)
-def find(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
+def find_vector(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     """Find a behaviour's direction in every block and save it.
 
     The verdict asks whether the direction tells prompts apart that it was not found with: its best held-out AUROC over
@@ -87,7 +87,7 @@ def find(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     """
     check_suffix(spec.save)
     source = read_source(model, spec)
-    vector, (showing_SNW, plain_SNW), left_out = find_vector(model, source, spec, progress)
+    vector, (showing_SNW, plain_SNW), left_out = found_vector(model, source, spec, progress)
     sites = list(vector.directions)
     scores = [held_out_auroc(spec.how, *pair, seed=spec.seed) for pair in zip(showing_SNW, plain_SNW, strict=True)]
     found = [
@@ -122,7 +122,7 @@ def find(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     return result, verdict
 
 
-def find_vector(
+def found_vector(
     model: Model, source: Source, spec: FindingSpec, progress: Progress
 ) -> tuple[SteeringVector, tuple[Tensor, Tensor], dict[str, int]]:
     """The vector, both sides' states [S,N,W] it was found in, and how many prompts were left out."""
@@ -135,12 +135,15 @@ def find_vector(
     directions = {
         site: direction(spec.how, *pair).float() for site, *pair in zip(sites, showing_SNW, plain_SNW, strict=True)
     }
+    means = {site: tuple(float(side.mean(0) @ direction.double() / direction.norm()) for side in (plain, showing))
+             for (site, direction), showing, plain in zip(directions.items(), showing_SNW, plain_SNW, strict=True)}
     info = VectorInfo(
         name=source.name,
         model=model.name,
         weights_hash=model.weights_hash,
         how=spec.how,
         position=spec.position,
+        means=means,  # type: ignore[arg-type]
         behaviour=source.reference,
         prompts=hashes(examples.questions),
         made={name: version_of(name) for name in PACKAGES} | {"time": datetime.now(UTC).isoformat(timespec="seconds")},

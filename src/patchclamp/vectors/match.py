@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.evidence.controls import random_split_directions
+from patchclamp.evidence.controls import matching_strengths, random_split_directions
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.vectors.measure import kl_on
 
 PROMPTS = 4
 """Prompts on which the KL is matched."""
 ROUNDS = 6
-HIGHEST = 64.0
-"""The most a control direction is stretched: some move the model less at any length than the vector does."""
+LEAST_KL = 1e-6
+"""What an edit without effect is matched to, nats."""
 
 
 def random_directions(states: dict[str, Tensor], n: int, seed: int) -> list[dict[str, Tensor]]:
@@ -48,23 +48,16 @@ def matched(
     prompts: Sequence[Any],
     positions: str,
 ) -> list[float]:
-    """For each direction the strength (standard deviations, the sign of `start`) whose mean KL is `target`.
+    """For each direction the strength (standard deviations, with the sign of `start`) whose mean KL is `target`."""
+    sign = 1 if start > 0 else -1
 
-    Found by bisection of the logarithm, all directions together; `HIGHEST` times `start` at most.
-    """
-    sign, size = float(np.sign(start)), abs(start)
-    low, high = np.zeros(len(directions)), np.full(len(directions), np.inf)
-    strength = np.full(len(directions), size)
-    best, gap = strength.copy(), np.full(len(directions), np.inf)
-    for _ in range(ROUNDS):
-        settings = [added(one, sign * s, positions) for one, s in zip(directions, strength, strict=True)]
-        reached = kl_on(model, prompts[:PROMPTS], settings).mean(1)
-        off = np.abs(np.log((reached + 1e-9) / (target + 1e-9)))
-        best, gap = np.where(off < gap, strength, best), np.minimum(off, gap)
-        low, high = np.where(reached < target, strength, low), np.where(reached < target, high, strength)
-        strength = np.where(np.isinf(high), low * 2, np.where(low == 0, high / 2, np.sqrt(low * high)))
-        strength = np.minimum(strength, HIGHEST * size)
-    return [float(sign * s) for s in best]
+    def kl(strengths: np.ndarray) -> np.ndarray:
+        settings = [added(one, sign * s, positions) for one, s in zip(directions, strengths.tolist(), strict=True)]
+        return kl_on(model, prompts[:PROMPTS], settings).mean(1)
+
+    found = matching_strengths(
+        kl, max(target, LEAST_KL), len(directions), start=abs(start), tolerance=0.1, max_rounds=ROUNDS)
+    return [sign * strength for strength in found.tolist()]
 
 
 def pooled(showing: Tensor, plain: Tensor, sites: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.match import PROMPTS, added, matched, random_directions
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.search import Candidate, projected_out, told
-from patchclamp.vectors.vector import Setting, SteeringVector
+from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
 if TYPE_CHECKING:
     import altair
@@ -78,8 +78,8 @@ class EvaluateResult(Result):
     add: Setting | None
     """How the vector was added; null: no direction found within the bounds."""
     subtract: Setting | None
-    ablate: str | None
-    """The site whose direction was projected out of everything written to the residual stream."""
+    ablate: Ablation | None
+    """How it was projected out."""
     rate_base: Interval
     """On plain prompts, without the vector."""
     rate_added: Interval

@@ -97,7 +97,7 @@ class ReadResult(Result):
 
 
 @method("vectors.read", spec=ReadSpec, result=ReadResult)
-def read(model: Model, spec: ReadSpec, progress: Progress) -> Outcome:
+def read_vector(model: Model, spec: ReadSpec, progress: Progress) -> Outcome:
     """Tell held-out prompts that show the behaviour from those that do not by their projection on the direction.
 
     The verdict asks whether it does so better than random directions at the site chosen on validation prompts.

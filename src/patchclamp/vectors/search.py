@@ -22,16 +22,19 @@ from patchclamp.forward import Edit, Model, Site
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
-from patchclamp.vectors.vector import Setting, SteeringVector
+from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
 COARSE = (1.2,)
 """Coarse strengths, as parts of the way from one side's mean to the other's."""
 FINE = (0.8, 1.1, 1.5)
+FINE_TOGETHER = (0.4, 0.7, 1.0)
 FIRST, LAST = 0.2, 0.9
 """Part of the depth in which blocks are tried."""
 COARSE_SITES = 10
 ROUNDS = ((8, 20), (16, 32))
 """Prompts and tokens an answer of the first two rounds."""
+TEXTS = 12
+"""Unrelated texts on which the cost of removing is measured while choosing."""
 TOGETHER = 3
 """Blocks used together, each with less of the strength."""
 FINALISTS = 2
@@ -46,7 +49,7 @@ class Bounds(NamedTuple):
     """Of answers under adding, over the unedited ones', by the unedited model."""
     repetition: float = 0.15
     """Share of repeated word triples beyond that of unedited answers."""
-    kl: float = 0.3
+    kl: float = 0.4
     """On unrelated text under removing, nats."""
 
 
@@ -61,6 +64,8 @@ class Candidate(NamedTuple):
     """Perplexity ratio of adding, KL of removing."""
     allowed: bool = False
     shown: tuple[bool, ...] = ()
+    everywhere: bool = False
+    """Whether project_out concerns all that is written to the residual stream, or the site alone."""
 
 
 def natural_strength(model: Model, vector: SteeringVector, sites: Sequence[str]) -> float:
@@ -71,16 +76,19 @@ def natural_strength(model: Model, vector: SteeringVector, sites: Sequence[str])
 def edits_of(vector: SteeringVector, model: Model, candidate: Candidate, positions: str = "all") -> list[Edit]:
     """The edits of a candidate."""
     if candidate.use == "project_out":
-        return projected_out(model, vector, candidate.sites[0])
+        return projected_out(model, vector, Ablation(site=candidate.sites[0], everywhere=candidate.everywhere))
     return vector.edits(Setting(sites=candidate.sites, strength=candidate.strength, positions=positions))
 
 
-def projected_out(model: Model, vector: SteeringVector, site: str) -> list[Edit]:
-    """One site's direction removed from everything that is written to the residual stream.
+def projected_out(model: Model, vector: SteeringVector, ablation: Ablation) -> list[Edit]:
+    """One site's direction removed there, or from everything that is written to the residual stream.
 
-    Directional ablation, Arditi et al. 2024, arXiv 2406.11717, equation 4; what orthogonalising the weights does.
+    The latter is directional ablation (Arditi et al. 2024, arXiv 2406.11717, equation 4): what orthogonalising the
+    weights does.
     """
-    (direction,) = vector.at([site]).values()
+    (direction,) = vector.at([ablation.site]).values()
+    if not ablation.everywhere:
+        return [Edit.project_out(ablation.site, direction)]
     points = ["embed"] + [f"{point}.{layer}" for layer in range(model.n_layers) for point in ("attn", "mlp")]
     return [Edit.project_out(point, direction) for point in points]
 
@@ -114,15 +122,18 @@ def with_settings(vector: SteeringVector, chosen: dict[Use, Candidate]) -> Steer
     }
     out = chosen.get("project_out")
     return vector.with_info(
-        add=settings.get("add"), remove=settings.get("subtract"), ablate=out.sites[0] if out else None
+        add=settings.get("add"),
+        remove=settings.get("subtract"),
+        ablate=Ablation(site=out.sites[0], everywhere=out.everywhere) if out else None,
     )
 
 
 def told(one: Candidate) -> str:
     """A candidate as a line."""
     cost = "perplexity ratio" if one.use == "add" else "KL"
+    how = "everywhere" if one.everywhere else f"at {one.strength:g}"
     return (
-        f"{one.use} {'+'.join(one.sites)} at {one.strength:g}: rate {one.rate:.2f}, {cost} {one.cost:.3g}"
+        f"{one.use} {'+'.join(one.sites)} {how}: rate {one.rate:.2f}, {cost} {one.cost:.3g}"
         f"{'' if one.allowed else ', beyond the bounds'}"
     )
 
@@ -134,7 +145,7 @@ class _Trial:
         self.vector, self.asking, self.cases, self.use, self.bounds = vector, asking, cases, use, bounds
         self.model = asking.model
         self.sign = 1 if use == "add" else -1
-        self.texts = unrelated_texts(self.model)
+        self.texts = unrelated_texts(self.model, TEXTS)
         self.base = asking.answers(cases)
         self.base_shown = asking.shown(cases, self.base)
         self.base_surprise = surprise(self.model, [case.prompt for case in cases], self.base)
@@ -150,7 +161,7 @@ class _Trial:
         )
         sites = list(dict.fromkeys(one.sites[0] for one in first))[:FINALISTS]
         places: list[tuple[str, ...]] = [(site,) for site in sites] + self.neighbours(sites[0])
-        second = [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE[:2])]
+        second = [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
         finals = self.best_of(second, ROUNDS[1], progress, "fine")[: FINALISTS + 1]
         return [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
 
@@ -161,8 +172,13 @@ class _Trial:
     def best_of(
         self, candidates: Sequence[Candidate], size: tuple[int, int], progress: Progress, description: str
     ) -> list[Candidate]:
-        """Candidates by what they do on some of the prompts, the best first; of equals the weaker one."""
+        """Candidates by what they do on some of the prompts, the best first; of equals the weaker one. Those that cost
+        too much are left out where that is known before anything is generated."""
         n, tokens = size
+        if self.use != "add":
+            costs = kl_on(self.model, self.texts, [self.edits(one) for one in candidates]).mean(1)
+            affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.kl]
+            candidates = affordable or [candidates[int(costs.argmin())]]
         rates = {}
         for one in progress.track(candidates, f"{self.name}, {description}", len(candidates)):
             rates[one] = self.sign * float(self.asking.rate(self.cases[:n], self.edits(one), tokens).mean())
@@ -171,7 +187,8 @@ class _Trial:
     def made(self, sites: tuple[str, ...], factors: Sequence[float]) -> list[Candidate]:
         """Candidates at some sites."""
         if self.use == "project_out":
-            return [Candidate(self.use, sites, 1.0)] if len(sites) == 1 else []
+            both = [Candidate(self.use, sites, 1.0, everywhere=everywhere) for everywhere in (False, True)]
+            return both if len(sites) == 1 else []
         natural = natural_strength(self.model, self.vector, sites) / (1 if len(sites) == 1 else TOGETHER**0.5)
         return [Candidate(self.use, sites, round(self.sign * factor * natural, 2)) for factor in factors]
 

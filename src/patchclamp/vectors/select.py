@@ -17,7 +17,7 @@ from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking
 from patchclamp.vectors.search import Bounds, Candidate, Use, choose, with_settings
 from patchclamp.vectors.source import BehaviourName
-from patchclamp.vectors.vector import Setting, load_vector
+from patchclamp.vectors.vector import Ablation, Setting, load_vector
 
 if TYPE_CHECKING:
     import altair
@@ -35,7 +35,7 @@ class SelectSpec(Spec):
     """How much less likely answers may become to the unedited model, as a ratio of perplexities."""
     max_repetition: float = Field(0.15, ge=0)
     """How much more answers may repeat themselves, as a share of word triples."""
-    max_kl: float = Field(0.3, gt=0)
+    max_kl: float = Field(0.4, gt=0)
     """How far removing may move the model on unrelated text, nats a token."""
     max_new_tokens: int = Field(48, ge=4, le=500)
     """Length of an answer."""
@@ -63,7 +63,7 @@ class SelectResult(Result):
     add: Setting | None
     """Null: no direction found within the bounds."""
     subtract: Setting | None
-    ablate: str | None
+    ablate: Ablation | None
     tried: list[Tried]
     saved: str
 
@@ -81,7 +81,7 @@ class SelectResult(Result):
 
 
 @method("vectors.select", spec=SelectSpec, result=SelectResult)
-def select(model: Model, spec: SelectSpec, progress: Progress) -> Outcome:
+def select_vector(model: Model, spec: SelectSpec, progress: Progress) -> Outcome:
     """Choose block and strength for adding, subtracting and projecting out a vector, within bounds on their cost.
 
     The verdict asks whether adding as chosen changes validation answers; they were chosen on these, so only

@@ -65,7 +65,7 @@ class ShowResult(Result):
 
 
 @method("vectors.show", spec=ShowSpec, result=ShowResult)
-def show(model: Model, spec: ShowSpec, progress: Progress) -> Outcome:
+def show_vector(model: Model, spec: ShowSpec, progress: Progress) -> Outcome:
     """Show a saved vector: provenance, lengths, and the words each direction raises and lowers. It claims nothing."""
     vector = load_vector(spec.vector, model)
     sites = list(vector.directions)

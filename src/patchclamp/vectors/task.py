@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 WEAK = 0.2
 """In-context accuracy under which there is no task to take a vector from."""
-ADDED = (1.0, 2.0)
+ADDED = (1.0, 3.0, 8.0)
 """Strengths at which a vector is added, as multiples of its length; chosen with the block."""
 
 Way = Literal["replace", "add", "function_vector"]
@@ -75,7 +75,7 @@ class TaskSpec(Spec):
     heads: int = Field(10, ge=1, le=200)
     """Heads that make up the function vector."""
     controls: int = Field(20, ge=2, le=100)
-    """Random vectors in the verdict; a quarter of them at every block."""
+    """Random vectors in the verdict; a tenth of them at every block."""
 
 
 class TaskLayer(Part):
@@ -144,7 +144,7 @@ class TaskResult(Result):
 
 
 @method("vectors.task", spec=TaskSpec, result=TaskResult)
-def task(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
+def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
     """Take a task's vector out of prompts with examples, and put it into bare questions, block by block.
 
     The verdict asks whether the best way and block, chosen on validation rows, make the model right on test rows more
@@ -271,7 +271,7 @@ class TaskVectors:
 
     def by_layer(self, bare: Sequence[Asked], strengths: dict[Any, float]) -> list[TaskLayer]:
         """Accuracy with every vector after every block, each at its chosen strength."""
-        n = max(1, self.spec.controls // 4)
+        n = max(1, self.spec.controls // 10)
         settings = []
         for layer in range(self.model.n_layers):
             settings += [self.edits(way, layer, strengths[way]) for way in WAYS]

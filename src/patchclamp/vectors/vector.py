@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.evidence.record import write_whole
-from patchclamp.forward import Edit, Model, Site
+from patchclamp.forward import Edit, Model, Site, When
 
 METADATA = "patchclamp.vector"
 Unit = Literal["sd", "raw"]
@@ -36,6 +36,17 @@ class Setting(BaseModel):
     """Standard deviations of projections over a neutral corpus, or the vector as it is."""
     positions: str = "all"
     """On which tokens: all, prompt, response, or another form of a site's positions."""
+
+
+class Ablation(BaseModel):
+    """Which direction is projected out, and from what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    site: str
+    """The site whose direction it is."""
+    everywhere: bool = True
+    """From everything that is written to the residual stream, or only at that site."""
 
 
 class VectorInfo(BaseModel):
@@ -57,12 +68,14 @@ class VectorInfo(BaseModel):
     """The shipped behaviour or the behaviour file it was found with."""
     prompts: tuple[str, ...] = ()
     """Hashes of the prompts it was found with, so that it is not judged on these."""
+    means: dict[str, tuple[float, float]] = {}
+    """Site -> mean coordinates along its direction of the plain and of the showing prompts."""
     add: Setting | None = None
     """The chosen way of adding it."""
     remove: Setting | None = None
     """The chosen way of subtracting it."""
-    ablate: str | None = None
-    """The site whose direction is projected out everywhere."""
+    ablate: Ablation | None = None
+    """The chosen way of projecting it out."""
     made: dict[str, str] = {}
     """Versions and time."""
 
@@ -87,12 +100,22 @@ class SteeringVector:
             )
         return {site: self.directions[site] for site in sites}
 
-    def edits(self, setting: Setting) -> list[Edit]:
-        """The edits that add the vector."""
+    def edits(self, setting: Setting, when: dict[str, When] | None = None) -> list[Edit]:
+        """The edits that add the vector; `when` gives the condition at each site."""
         return [
-            Edit.add(Site.parse(site).at(setting.positions), direction, setting.strength, setting.unit)
+            Edit.add(Site.parse(site).at(setting.positions), direction, setting.strength, setting.unit,
+                     (when or {}).get(site))
             for site, direction in self.at(setting.sites).items()
         ]
+
+    def active(self, site: str, above: float | None = None) -> When:
+        """The condition that a token lies further along this vector than `above`, by default half-way between the mean
+        coordinates of plain and showing prompts. SpecError if these are not known."""
+        (direction,) = self.at([site]).values()
+        if above is None and site not in self.info.means:
+            raise SpecError(f"the vector {self.info.name!r} does not say where its two sides lie at {site}; give the "
+                            "coordinate above which it counts as active (--above)")
+        return When(direction=direction, above=sum(self.info.means[site]) / 2 if above is None else above)  # type: ignore[arg-type]
 
     def with_info(self, **changes: object) -> SteeringVector:
         """The same directions with other facts known about them."""

@@ -1,0 +1,246 @@
+"""Using a vector: applied, baked into weights, read as a detector, shown, proved. On a real model and tiny ones."""
+
+import pytest
+import torch
+import transformers
+from tiny import tiny_model
+
+import patchclamp as pc
+from patchclamp import Edit
+from patchclamp.errors import InputError, SpecError
+from patchclamp.tasks.rows import BehaviourRow
+from patchclamp.vectors.bake import bake_vector
+from patchclamp.vectors.choices import swapped
+from patchclamp.vectors.evaluate import evaluate_vector
+from patchclamp.vectors.match import added, matched, random_directions
+from patchclamp.vectors.measure import kl_on, surprise
+from patchclamp.vectors.search import projected_out
+from patchclamp.vectors.vector import Ablation, SteeringVector, VectorInfo
+
+weights = pytest.mark.weights
+
+
+def vector_of(model, seed=0, **info):
+    generator = torch.Generator().manual_seed(seed)
+    directions = {f"resid.{layer}": torch.randn(model.d_model, generator=generator) for layer in range(model.n_layers)}
+    return SteeringVector(
+        VectorInfo(name="test", model=model.name, weights_hash=model.weights_hash, **info), directions
+    )
+
+
+def test_projecting_out_leaves_no_part_along_the_direction_anywhere():
+    model = tiny_model("llama")
+    vector = vector_of(model)
+    edits = projected_out(model, vector, Ablation(site="resid.1"))
+    unit = vector.directions["resid.1"] / vector.directions["resid.1"].norm()
+    for site in ("embed", "resid_mid.0", "resid.2"):
+        assert float((model.capture("w1 w2 w3", site, edits)[site] @ unit).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_baked_weights_give_what_the_edits_give_without_this_library(name, tmp_path):
+    model = tiny_model(name)
+    path = vector_of(model).save(tmp_path / "v.safetensors")
+    record = bake_vector(model, vector=str(path), save=str(tmp_path / "baked"), sites=("resid.1",))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(record.result.folder, dtype=torch.float32)
+    ids = model.encode("w1 w2 w3").ids
+    with torch.no_grad():
+        theirs = loaded(torch.tensor([ids])).logits[0, -1]
+    ours = model.run(ids, projected_out(model, vector_of(model), Ablation(site="resid.1")))
+    assert torch.allclose(theirs, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_vector_is_baked_into_a_bias(name, tmp_path):
+    model = tiny_model(name)
+    vector = vector_of(model)
+    path = vector.save(tmp_path / "v.safetensors")
+    record = bake_vector(
+        model, vector=str(path), save=str(tmp_path / "baked"), how="add", sites=("resid.1",), strength=2.0
+    )
+    baked = pc.load(record.result.folder)
+    edit = Edit.add("resid.1", vector.directions["resid.1"], 2.0)
+    assert torch.allclose(baked.run("w1 w2 w3"), model.run("w1 w2 w3", [edit]), atol=1e-4)
+
+
+def test_a_family_whose_weights_cannot_hold_the_edit_says_so_and_writes_nothing(tmp_path):
+    model = tiny_model("gemma3")
+    path = vector_of(model).save(tmp_path / "v.safetensors")
+    with pytest.raises(InputError, match="norms what its blocks write"):
+        bake_vector(model, vector=str(path), save=str(tmp_path / "baked"), sites=("resid.1",))
+    with pytest.raises(InputError, match="no bias"):
+        bake_vector(model, vector=str(path), save=str(tmp_path / "baked"), how="add", sites=("resid.1",), strength=1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+def test_an_existing_folder_is_not_written_over(tmp_path):
+    model = tiny_model("llama")
+    path = vector_of(model).save(tmp_path / "v.safetensors")
+    with pytest.raises(SpecError, match="exists already"):
+        bake_vector(model, vector=str(path), save=str(tmp_path))
+
+
+@weights
+def test_random_directions_are_stretched_to_the_same_kl(smollm2):
+    texts = [f"The number {i} comes before" for i in range(1, 17)]
+    states = torch.cat([smollm2.capture(text, "resid.15@last")["resid.15@last"] for text in texts])
+    directions = random_directions({"resid.15": states}, 3, 0)
+    prompts, target = texts[:4], 0.2
+    strengths = matched(smollm2, directions, target, 1.0, prompts, "all")
+    for direction, strength in zip(directions, strengths, strict=True):
+        reached = kl_on(smollm2, prompts, [added(direction, strength, "all")]).mean()
+        assert reached == pytest.approx(target, rel=0.5)
+
+
+def test_surprise_is_the_mean_cross_entropy_of_the_answers_tokens():
+    model = tiny_model("llama")
+    said = model.generate("w1 w2 w3", max_new_tokens=4)
+    ids = model.encode("w1 w2 w3").ids
+    log_p = torch.stack(
+        [model.run((*ids, *said.tokens[:i])).log_softmax(-1)[token] for i, token in enumerate(said.tokens)]
+    )
+    assert surprise(model, ["w1 w2 w3"], [said])[0] == pytest.approx(-float(log_p.mean()), abs=1e-5)
+
+
+def test_a_batch_under_one_edit_answers_as_each_prompt_alone():
+    """A batch whose rows all have the same edit takes one operation for all: tokens must not change."""
+    model = tiny_model("llama")
+    prompts = ["w1 w2 w3", "w4 w5 w6 w7 w8", "w9"]
+    edits = [
+        Edit.add("resid.1", torch.ones(model.d_model), 3.0, "raw"),
+        Edit.project_out("mlp.0", torch.arange(model.d_model) + 1.0),
+    ]
+    together = [g.tokens for g in model.generate(prompts, edits, max_new_tokens=6)]
+    assert together == [model.generate(p, edits, max_new_tokens=6).tokens for p in prompts]
+
+
+def test_letters_in_the_question_are_swapped_with_what_they_stand_for():
+    pair = BehaviourRow(
+        question="Is it?\n\nChoices:\n(A) Yes, it is\n(B) No",
+        answer_matching_behavior="(B)",
+        answer_not_matching_behavior="(A)",
+    )
+    first, second = swapped(pair)
+    assert first == (pair.question, "B")
+    assert second == ("Is it?\n\nChoices:\n(A) No\n (B) Yes, it is", "A")
+
+
+def test_answers_in_words_get_letters_in_both_orders():
+    pair = BehaviourRow(question="Is it?", answer_matching_behavior="Yes.", answer_not_matching_behavior="No.")
+    assert swapped(pair) == (
+        ("Is it?\n\nChoices:\n (A) Yes.\n (B) No.", "A"),
+        ("Is it?\n\nChoices:\n (A) No.\n (B) Yes.", "B"),
+    )
+
+
+@pytest.fixture(scope="module")
+def refusal(smollm2, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vectors") / "refusal.safetensors"
+    record = pc.run("vectors.find", smollm2, source="refusal", save=str(path), controls=4)
+    return record, str(path)
+
+
+@weights
+def test_refusal_is_a_direction(refusal):
+    record, _ = refusal
+    assert record.verdict.outcome == "supported"
+    assert max(site.auroc for site in record.result.sites) > 0.95
+
+
+@weights
+def test_applying_gives_three_answers(smollm2, refusal):
+    result = pc.run(
+        "vectors.apply",
+        smollm2,
+        prompt="What are three benefits of yoga?",
+        vector=[refusal[1]],
+        sites=["resid.18"],
+        max_new_tokens=16,
+    ).result
+    assert result.base != result.steered
+    assert result.random is not None
+    assert result.kl > 0.1
+
+
+@weights
+def test_response_only_steering_is_the_same_with_and_without_the_cache(smollm2, refusal):
+    from patchclamp.vectors.vector import load_vector
+
+    direction = load_vector(refusal[1], smollm2).directions["resid.18"]
+    edit = Edit.add("resid.18@response", direction, 1.5, "raw")
+    for text in ("What are three benefits of yoga?", "Name a river."):
+        prompt = [{"role": "user", "content": text}]
+        cached, plain = (smollm2.generate(prompt, [edit], 12, use_cache=use).tokens for use in (True, False))
+        assert cached == plain
+        assert cached != smollm2.generate(prompt, max_new_tokens=12).tokens
+
+
+@weights
+def test_the_projection_detects_refusals(smollm2, refusal):
+    record = pc.run(
+        "vectors.read",
+        smollm2,
+        vector=refusal[1],
+        prompt="Can you order a pizza to my house?",
+        max_new_tokens=8,
+        controls=20,
+    )
+    best = max(record.result.sites, key=lambda site: site.vector)
+    assert best.vector > 0.9
+    assert len([t for t in record.result.tokens if t.answer]) == 8
+    assert all(-1 <= t.cosine <= 1 for t in record.result.tokens)
+
+
+@weights
+def test_a_vector_file_is_shown(smollm2, refusal, tmp_path):
+    record = pc.run("vectors.show", smollm2, vector=refusal[1])
+    assert record.result.info.behaviour == "refusal"
+    assert len(record.result.sites) == 30
+    assert record.save(tmp_path / "s.svg").read_text().startswith("<svg")
+
+
+@pytest.fixture(scope="module")
+def proved(smollm2):
+    return evaluate_vector(
+        smollm2,
+        what="refusal",
+        behaving=False,
+        sites=["resid.18"],
+        strength=3.5,
+        controls=2,
+        curve=False,
+        limit=6,
+        max_new_tokens=16,
+    )
+
+
+@weights
+def test_every_prompt_has_four_answers(proved):
+    texts = proved.result.texts
+    assert len(texts) == 12
+    assert {text.kind for text in texts} == {"plain", "showing"}
+    assert all(getattr(text, name) for text in texts for name in ("base", "added", "subtracted", "ablated"))
+
+
+@weights
+def test_an_evaluation_is_drawn_and_comes_back(proved, tmp_path):
+    assert proved.save(tmp_path / "e.svg").read_text().startswith("<svg")
+    assert pc.Record.from_json(proved.to_json()).to_json() == proved.to_json()
+
+
+@weights
+def test_prompts_the_vector_was_found_with_are_refused_as_a_test(smollm2, tmp_path):
+    from patchclamp.tasks.behaviour import read_behaviour
+
+    path = tmp_path / "plain.txt"
+    path.write_text("\n".join(read_behaviour("refusal").train.plain[:6]))
+    with pytest.raises(SpecError, match="6 of the test prompts were used to find"):
+        evaluate_vector(
+            smollm2, what="refusal", behaving=False, plain=str(path), sites=["resid.18"], strength=3.5, controls=2
+        )
+
+
+@weights
+def test_a_chat_behaviour_needs_a_chat_model(gemma):
+    with pytest.raises(SpecError, match="no chat"):
+        evaluate_vector(gemma, what="refusal", sites=["resid.9"], strength=1.0)
