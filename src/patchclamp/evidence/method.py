@@ -83,6 +83,12 @@ class Result(BaseModel):
         raise NotImplementedError
 
 
+class Part(BaseModel):
+    """A part of a result, e.g. what was measured at one layer."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
 class Progress(Protocol):
     """How a run reports how far it is. `track` wraps the loop that takes the time."""
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from patchclamp.evidence.bootstrap import control_range, mean_if_any
-from patchclamp.evidence.method import Progress
+from patchclamp.evidence.method import Part, Progress
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
-from patchclamp.lenses.reading import Part
 
 QUESTIONS_AT_ONCE = 8
 

@@ -15,10 +15,10 @@ from pydantic import ConfigDict, Field
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, judge
 from patchclamp.forward import Model
-from patchclamp.lenses.reading import Part, decoded, streams
+from patchclamp.lenses.reading import decoded, streams
 from patchclamp.lenses.words import own_tokens, sum_of
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows

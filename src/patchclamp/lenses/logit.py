@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, metrics
 from patchclamp.forward.plan import Plan
 from patchclamp.forward.readout import Readout
-from patchclamp.lenses.reading import Layer, Part, decoded, first_top, read_layers, streams, token_at
+from patchclamp.lenses.reading import Layer, decoded, first_top, read_layers, streams, token_at
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts
 

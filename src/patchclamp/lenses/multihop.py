@@ -17,12 +17,12 @@ from torch import Tensor
 from patchclamp.errors import FileError, RunError, SpecError
 from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Model, Plan, Readout
 from patchclamp.lenses.backpatch import Asked, Backpatch, move_back, pairs_of, shares_of
 from patchclamp.lenses.patchscope import TARGETS, StateReading, continuations, make_target, maps_for
-from patchclamp.lenses.reading import Part, streams, word_tokens
+from patchclamp.lenses.reading import streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import HopRow

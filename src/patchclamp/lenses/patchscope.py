@@ -14,11 +14,11 @@ from torch import Tensor
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
 from patchclamp.lenses.affine import fit_maps, mapped
-from patchclamp.lenses.reading import Part, TopToken, streams
+from patchclamp.lenses.reading import TopToken, streams
 from patchclamp.lenses.regress import Start
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.files import DataFile

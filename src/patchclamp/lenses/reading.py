@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from patchclamp.errors import SpecError
-from patchclamp.evidence.method import Progress
+from patchclamp.evidence.method import Part, Progress
 from patchclamp.forward import Model, metrics
 from patchclamp.forward.plan import Plan
 from patchclamp.forward.readout import Readout
@@ -24,12 +23,6 @@ memory (SmolLM2's logits 25 MB, Gemma's 134)."""
 
 Decode = Callable[[Tensor], Tensor]
 """From residual streams [...,L,D], layer by layer, to logits [...,L,V]: what makes one lens differ from another."""
-
-
-class Part(BaseModel):
-    """A part of a lens's result."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class TopToken(Part):

@@ -14,10 +14,10 @@ from pydantic import Field
 from patchclamp.errors import RunError, SpecError
 from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import Part, decoded, streams, word_tokens
+from patchclamp.lenses.reading import decoded, streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample

@@ -15,10 +15,10 @@ from pydantic import Field, field_validator
 from patchclamp.errors import FileError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import Part, decoded, streams, word_tokens
+from patchclamp.lenses.reading import decoded, streams, word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample

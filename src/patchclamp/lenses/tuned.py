@@ -18,7 +18,7 @@ from torch import Tensor
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, paired_difference
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
 from patchclamp.lenses.corpus import (
@@ -33,7 +33,7 @@ from patchclamp.lenses.corpus import (
 )
 from patchclamp.lenses.fit import CHECKPOINT, Fit, Recipe, regression_sequences
 from patchclamp.lenses.logit import CONTROL_TOKENS, LogitLens
-from patchclamp.lenses.reading import Part, decoded, first_top, read_layers, streams, token_at
+from patchclamp.lenses.reading import decoded, first_top, read_layers, streams, token_at
 from patchclamp.lenses.transport import CONFIG, Transport, TransportConfig, load_transport, read_config
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts

@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from patchclamp.errors import TokenError
 from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Edit, Plan, Readout
 from patchclamp.tasks.rows import BehaviourRow
@@ -26,10 +26,8 @@ LETTERED = re.compile(r"\s*\(?([AB])\)?\s*")
 """An answer that is only a letter: its question holds the choices."""
 
 
-class ChoiceShift(BaseModel):
+class ChoiceShift(Part):
     """Probability of the answer that shows the behaviour, among the two letters."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     base: Interval
     """Mean over both orders of the letters."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, judge
 from patchclamp.forward import Edit, Model
 from patchclamp.tasks.files import DataFile
@@ -47,10 +47,8 @@ class ComposeSpec(Spec):
     """At most this many test lists, and half as many to choose the block on."""
 
 
-class ComposedLayer(BaseModel):
+class ComposedLayer(Part):
     """One block."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     layer: int
     cosine: float

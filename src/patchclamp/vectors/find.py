@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from patchclamp.evidence.method import Outcome, Progress, Result, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.provenance import PACKAGES, version_of
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model
@@ -37,10 +37,8 @@ class FindSpec(FindingSpec):
     """How many times the labels are shuffled and the same search made again."""
 
 
-class FoundSite(BaseModel):
+class FoundSite(Part):
     """The direction at one site."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     site: str
     norm: float

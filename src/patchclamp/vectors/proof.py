@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range, mean_if_any
-from patchclamp.evidence.method import Outcome, Progress, Result
+from patchclamp.evidence.method import Outcome, Part, Progress, Result
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Edit, Generated
 from patchclamp.tasks.behaviour import Behaviour, texts_of
@@ -32,12 +31,6 @@ CONTROL_CASES = 12
 """Prompts on which random directions and other strengths are asked."""
 CURVE = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
 """Strengths of the dose-response curve, as parts of the chosen ones; 0 is the base."""
-
-
-class Part(BaseModel):
-    """A part of the result."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class Answered(Part):

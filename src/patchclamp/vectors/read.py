@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import random_split_directions
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, Site
 from patchclamp.model.tokens import Prompt
@@ -48,10 +48,8 @@ class ReadSpec(Spec):
     """Length of the prompt's answer."""
 
 
-class ReadSite(BaseModel):
+class ReadSite(Part):
     """AUROC at one site, on test prompts: .5 is chance."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     site: str
     vector: float
@@ -61,10 +59,8 @@ class ReadSite(BaseModel):
     """Mean over random directions, each turned the way it tells training prompts apart."""
 
 
-class ReadToken(BaseModel):
+class ReadToken(Part):
     """One token of the prompt or its answer."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     token: str
     cosine: float

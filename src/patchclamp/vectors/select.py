@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
 from patchclamp.tasks.behaviour import read_behaviour
@@ -41,10 +41,8 @@ class SelectSpec(Spec):
     """Length of an answer."""
 
 
-class Tried(BaseModel):
+class Tried(Part):
     """One way of using the vector, on all validation prompts."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     use: Use
     sites: list[str]

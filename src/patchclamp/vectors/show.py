@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.forward import Model, Site
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.search import natural_strength
@@ -28,10 +28,8 @@ class ShowSpec(Spec):
     """Words to list each way."""
 
 
-class ShownSite(BaseModel):
+class ShownSite(Part):
     """One direction."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     site: str
     norm: float

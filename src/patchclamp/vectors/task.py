@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Edit, Model
 from patchclamp.tasks.files import DataFile
@@ -50,12 +50,6 @@ ADDED = (1.0, 3.0, 8.0)
 
 Way = Literal["replace", "add", "function_vector"]
 WAYS: tuple[Way, ...] = ("replace", "add", "function_vector")
-
-
-class Part(BaseModel):
-    """A part of the result."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class TaskSpec(Spec):
