@@ -199,3 +199,5 @@ def test_a_condition_is_a_direction_of_the_same_site():
         Edit.add("resid.1", [1.0, 0.0, 0.0], when=when)
     with pytest.raises(EditError, match="takes no when"):
         Edit._make("zero", "resid.1", when=when)
+    with pytest.raises(ValueError, match="finite"):
+        When(direction=[0.0, 1.0], above=math.nan)

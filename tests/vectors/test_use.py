@@ -1,5 +1,7 @@
 """Using a vector: applied, baked into weights, read as a detector, shown, proved. On a real model and tiny ones."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -9,13 +11,14 @@ import patchclamp as pc
 from patchclamp import Edit
 from patchclamp.errors import InputError, SpecError
 from patchclamp.tasks.rows import BehaviourRow
+from patchclamp.vectors.apply import setting_for
 from patchclamp.vectors.bake import bake_vector
 from patchclamp.vectors.choices import swapped
 from patchclamp.vectors.evaluate import evaluate_vector
 from patchclamp.vectors.match import added, matched, random_directions
 from patchclamp.vectors.measure import kl_on, surprise
-from patchclamp.vectors.search import projected_out
-from patchclamp.vectors.vector import Ablation, SteeringVector, VectorInfo
+from patchclamp.vectors.search import natural_strength, projected_out
+from patchclamp.vectors.vector import Ablation, Setting, SteeringVector, VectorInfo
 
 weights = pytest.mark.weights
 
@@ -133,6 +136,81 @@ def test_answers_in_words_get_letters_in_both_orders():
     )
 
 
+def behaviour_file(folder):
+    """A behaviour of a tiny model's words, asked for in plain text: its answers hold w7 or not."""
+    sets = {}
+    for begin, name in ((10, "train"), (30, "validation"), (50, "test")):
+        sets[name] = {
+            "showing": [f"w{i} w{i + 1} w3" for i in range(begin, begin + 8)],
+            "plain": [f"w{i} w{i + 2} w4" for i in range(begin, begin + 8)],
+        }
+    detector = {"kind": "phrases", "phrases": [f"w{i}" for i in range(50)], "against": ["w99"]}
+    path = folder / "behaviour.json"
+    path.write_text(
+        json.dumps({"name": "toy", "about": "x", "format": "text", "detector": detector, **sets}), encoding="utf-8"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("point", ["mlp", "head"])
+def test_a_saved_vector_of_any_point_is_evaluated_beside_directions_at_its_own_sites(point, tmp_path):
+    model, behaviour = tiny_model("llama"), behaviour_file(tmp_path)
+    path = str(tmp_path / "v.safetensors")
+    found = pc.run("vectors.find", model, source=behaviour, point=point, save=path, controls=2).result
+    site = found.sites[-1].site
+    record = evaluate_vector(
+        model, what=path, behaving=False, sites=[site], strength=2.0, controls=2, curve=False, max_new_tokens=6
+    )
+    assert record.result.add.sites == (site,)
+    assert record.result.rate_random.exists
+    assert len(record.result.texts) == 16
+
+
+def test_choosing_writes_into_the_file_and_reports_what_was_tried(tmp_path):
+    model, path = tiny_model("llama"), str(tmp_path / "v.safetensors")
+    pc.run("vectors.find", model, source=behaviour_file(tmp_path), save=path, controls=2)
+    record = pc.run("vectors.select", model, vector=path, max_new_tokens=6)
+    info = pc.load_vector(path, model).info
+    assert (info.add, info.remove, info.ablate) == (record.result.add, record.result.subtract, record.result.ablate)
+    assert {one.use for one in record.result.tried} == {"add", "subtract", "project_out"}
+    assert record.save(tmp_path / "s.svg").read_text().startswith("<svg")
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def test_the_users_own_prompts_replace_one_side_each(tmp_path):
+    model, behaviour = tiny_model("llama"), behaviour_file(tmp_path)
+    own = tmp_path / "own.txt"
+    own.write_text("w70 w71\n-\nw72 w73\n")
+    record = evaluate_vector(
+        model,
+        what=behaviour,
+        plain=str(own),
+        behaving=False,
+        sites=["resid.1"],
+        strength=2.0,
+        controls=2,
+        curve=False,
+        max_new_tokens=6,
+    )
+    kinds = [(text.kind, text.prompt) for text in record.result.texts]
+    assert [prompt for kind, prompt in kinds if kind == "plain"] == ["w70 w71", "-", "w72 w73"]
+    assert len([kind for kind, _ in kinds if kind == "showing"]) == 8
+
+
+def test_the_strength_is_asked_for_chosen_or_natural():
+    model = tiny_model("llama")
+    chosen = vector_of(
+        model, add=Setting(sites=("resid.0",), strength=3.0), remove=Setting(sites=("resid.2",), strength=-2)
+    )
+    assert setting_for(model, chosen, "add") == chosen.info.add
+    assert setting_for(model, chosen, "subtract") == chosen.info.remove
+    assert setting_for(model, chosen, "subtract", strength=5).strength == -5
+    assert setting_for(model, chosen, "add", unit="raw").strength == 1.0
+    assert setting_for(model, chosen, "add", ["resid.1"]).strength == pytest.approx(
+        natural_strength(model, chosen, ["resid.1"])
+    )
+
+
 @pytest.fixture(scope="module")
 def refusal(smollm2, tmp_path_factory):
     path = tmp_path_factory.mktemp("vectors") / "refusal.safetensors"
@@ -158,8 +236,24 @@ def test_applying_gives_three_answers(smollm2, refusal):
         max_new_tokens=16,
     ).result
     assert result.base != result.steered
-    assert result.random is not None
+    assert result.random not in (None, result.steered)
     assert result.kl > 0.1
+
+
+@weights
+@pytest.mark.parametrize("positions", ["response", '"yoga"'])
+def test_a_random_answer_stands_beside_steering_of_any_tokens(smollm2, refusal, positions):
+    result = pc.run(
+        "vectors.apply",
+        smollm2,
+        prompt="What are three benefits of yoga?",
+        vector=[refusal[1]],
+        sites=["resid.18"],
+        positions=positions,
+        max_new_tokens=8,
+    ).result
+    assert result.random
+    assert (result.kl == 0) == (positions == "response")
 
 
 @weights

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from patchclamp.errors import EditError, SiteError
 from patchclamp.forward.site import Site
@@ -54,8 +54,8 @@ class When(BaseModel):
 
     direction: Values
     """A vector as wide as the site; only its direction counts."""
-    above: float
-    """The coordinate above which the edit is applied to a token."""
+    above: float = Field(allow_inf_nan=False)
+    """The coordinate above which the edit is applied to a token; that none is above it is no error."""
 
 
 class Edit(BaseModel):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from patchclamp.errors import FileError
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
-from patchclamp.tasks.files import locate_file, raw_rows, read_json
+from patchclamp.tasks.files import ROW_SUFFIXES, locate_file, raw_rows, read_json
 from patchclamp.tasks.read import read_rows, validated
 from patchclamp.tasks.rows import BehaviourRow, Message, PromptRow, Text
 
@@ -130,7 +130,8 @@ def read_behaviour(name: str) -> Behaviour:
     path = locate_file(f"{EXAMPLE_PREFIX}{BEHAVIOUR_PREFIX}{name}" if name in behaviour_names() else name)
     if path.suffix.lower() != ".json":
         raise FileError(
-            f"{path}: a behaviour is one object in a .json file; shipped are {', '.join(behaviour_names())}"
+            f"{path}: a behaviour is one object in a .json file (shipped are {', '.join(behaviour_names())}); of two "
+            "files of prompts give both, those that show it first"
         )
     value = read_json(path)
     if not isinstance(value, dict) or "train" not in value:
@@ -158,9 +159,13 @@ def prompts_in(path: str | Path) -> tuple[Asked, ...]:
 def has_pairs(path: str | Path) -> bool:
     """Whether a file's first row is a question with two answers."""
     found = locate_file(path)
-    if found.suffix.lower() == ".txt":
-        return False
-    _, first = next(iter(raw_rows(found)), ("", {}))
+    if found.suffix.lower() == ".json":  # a list of rows, or one object: a behaviour
+        value = read_json(found)
+        first = value[0] if isinstance(value, list) and value else None
+    elif found.suffix.lower() in ROW_SUFFIXES:
+        _, first = next(iter(raw_rows(found)), ("", None))
+    else:
+        first = None
     return isinstance(first, dict) and "question" in first
 
 

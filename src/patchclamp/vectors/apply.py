@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
-from patchclamp.evidence.controls import random_split_directions
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts
-from patchclamp.vectors.match import added, matched
+from patchclamp.vectors.match import added, matched, random_directions
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise
 from patchclamp.vectors.search import natural_strength, projected_out
 from patchclamp.vectors.states import Example, as_prompt, has_template, states
-from patchclamp.vectors.vector import Ablation, Setting, SteeringVector, load_vector
+from patchclamp.vectors.vector import Setting, SteeringVector, Unit, load_vector
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
+How = Literal["add", "subtract", "project_out", "clamp"]
 CONTROL_TEXTS = 32
 MATCHING = 4
 """Neutral texts on which the random direction's KL is matched."""
@@ -35,14 +36,14 @@ class ApplySpec(Spec):
     """What the model is asked; a text is a user's message if the vector's behaviour is asked for in chat."""
     vector: tuple[str, ...] = Field(min_length=1)
     """Saved vectors; several are used together."""
-    how: Literal["add", "subtract", "project_out", "clamp"] = "add"
+    how: How = "add"
     """Add, subtract, remove from everything written to the residual stream, or clamp the coordinate to a value."""
     sites: Annotated[tuple[str, ...], CommaList()] = ()
     """Where; by default as chosen with vectors select, else the middle block."""
     strength: float | None = None
     """How much: standard deviations of projections over a neutral corpus; by default as chosen. With clamp: the
     coordinate."""
-    unit: Literal["sd", "raw"] = "sd"
+    unit: Unit = "sd"
     """Unit of the strength: raw multiplies the vector as it is."""
     when: str | None = None
     """A second saved vector: use the first only at tokens where this one is active."""
@@ -106,7 +107,7 @@ def apply_vector(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
     random = None
     if spec.how in ("add", "subtract"):
         random = model.generate(
-            prompt, _random(model, vectors[0], spec, edits), max_new_tokens=spec.max_new_tokens
+            prompt, _random(model, vectors, spec), max_new_tokens=spec.max_new_tokens
         ).text
     before, after = (surprise(model, [prompt], [said]) for said in (base, steered))
     ratio = perplexity_ratio(after, before)
@@ -121,23 +122,30 @@ def apply_vector(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
     ), None
 
 
-def setting_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> Setting:
-    """Where and how strongly: as asked, else as chosen, else the middle block at its natural strength."""
-    chosen = vector.info.remove if spec.how == "subtract" else vector.info.add
-    sites = spec.sites or (chosen.sites if chosen else (list(vector.directions)[len(vector.directions) // 2],))
-    strength = spec.strength
-    if strength is None and chosen is not None and not spec.sites:
-        strength = chosen.strength
+def setting_for(
+    model: Model,
+    vector: SteeringVector,
+    how: How,
+    sites: Sequence[str] = (),
+    strength: float | None = None,
+    unit: Unit = "sd",
+    positions: str = "all",
+) -> Setting:
+    """Where and how strongly: as asked, else as chosen, else the middle block and as far as from one side's mean to the
+    other's (in raw units: the vector as it is)."""
+    chosen = vector.info.remove if how == "subtract" else vector.info.add
+    where = tuple(sites) or (chosen.sites if chosen else (list(vector.directions)[len(vector.directions) // 2],))
+    if strength is None and chosen is not None and not sites and unit == chosen.unit:
+        strength = abs(chosen.strength)
     elif strength is None:
-        strength = natural_strength(model, vector, sites) * (-1 if spec.how == "subtract" else 1)
-    elif spec.how == "subtract":
-        strength = -abs(strength)
-    return Setting(sites=tuple(sites), strength=strength, unit=spec.unit, positions=spec.positions)
+        strength = 1.0 if unit == "raw" else natural_strength(model, vector, where)
+    signed = -abs(strength) if how == "subtract" else strength
+    return Setting(sites=where, strength=signed, unit=unit, positions=positions)
 
 
 def edits_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> list[Edit]:
     """One vector's edits."""
-    setting = setting_for(model, vector, spec)
+    setting = setting_for(model, vector, spec.how, spec.sites, spec.strength, spec.unit, spec.positions)
     when = {}
     if spec.when is not None:
         if spec.how == "project_out":
@@ -146,7 +154,7 @@ def edits_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> list[Edi
         when = {site: condition.active(site, spec.above) for site in setting.sites}
     if spec.how == "project_out":
         chosen = vector.info.ablate if not spec.sites else None
-        return projected_out(model, vector, chosen or Ablation(site=setting.sites[0]))
+        return projected_out(model, vector, chosen or vector.ablation(setting.sites[0], model))
     if spec.how == "clamp":
         if spec.strength is None:
             raise SpecError("clamp needs the coordinate to clamp to: --strength")
@@ -157,17 +165,16 @@ def edits_for(model: Model, vector: SteeringVector, spec: ApplySpec) -> list[Edi
     return vector.edits(setting, when)
 
 
-def _random(model: Model, vector: SteeringVector, spec: ApplySpec, edits: list[Edit]) -> list[Edit]:
-    """A random direction at the vector's sites, stretched to the KL that all edits have on neutral text."""
-    setting = setting_for(model, vector, spec)
+def _random(model: Model, vectors: Sequence[SteeringVector], spec: ApplySpec) -> list[Edit]:
+    """A random direction at the first vector's sites, as strong as all vectors together: matched on neutral texts at
+    all positions, since positions of the prompt mean nothing there."""
+    everywhere = spec.model_copy(update={"positions": "all"})
+    target = [edit for vector in vectors for edit in edits_for(model, vector, everywhere)]
+    setting = setting_for(model, vectors[0], spec.how, spec.sites, spec.strength, spec.unit)
     texts = [model.encode(text).ids[:24] for text in neutral_texts(CONTROL_TEXTS)]
     states_SNW = states(model, [Example(ids, "last") for ids in texts], setting.sites)
-    direction = {
-        site: random_split_directions(states_NW, 1, spec.seed)[0].float()
-        for site, states_NW in zip(setting.sites, states_SNW, strict=True)
-    }
-    target = float(kl_on(model, texts[:MATCHING], [edits]).mean()) if spec.positions != "response" else 1.0
-    positions = spec.positions if spec.positions != "response" else "all"
-    strength = abs(natural_strength(model, vector, setting.sites)) if setting.unit == "raw" else setting.strength
-    (found,) = matched(model, [direction], target, strength, texts[:MATCHING], positions)
+    (direction,) = random_directions(dict(zip(setting.sites, states_SNW, strict=True)), 1, spec.seed)
+    kl = float(kl_on(model, texts[:MATCHING], [target]).mean())
+    start = natural_strength(model, vectors[0], setting.sites) if spec.unit == "raw" else setting.strength or 1.0
+    (found,) = matched(model, [direction], kl, start, texts[:MATCHING], "all")
     return added(direction, found, spec.positions)

@@ -27,9 +27,9 @@ from patchclamp.forward import Edit, Model, Site, load
 from patchclamp.model.anatomy import part, weight_in_out
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.neutral import neutral_texts
-from patchclamp.vectors.apply import ApplySpec, edits_for
+from patchclamp.vectors.apply import setting_for
 from patchclamp.vectors.search import projected_out
-from patchclamp.vectors.vector import Ablation, SteeringVector, load_vector
+from patchclamp.vectors.vector import Ablation, load_vector
 
 if TYPE_CHECKING:
     import altair
@@ -89,12 +89,12 @@ def bake_vector(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
     if target.exists():
         raise SpecError(f"{target} exists already; name a new folder for the baked model")
     vector = load_vector(spec.vector, model)
-    using = ApplySpec.model_validate(
-        {"prompt": "-", "vector": (spec.vector,), "how": spec.how, "sites": spec.sites, "strength": spec.strength})
-    if spec.how == "project_out":  # weights hold what is done everywhere
-        edits = projected_out(model, vector, Ablation(site=spec.sites[0] if spec.sites else _site(vector)))
+    setting = setting_for(model, vector, spec.how, spec.sites, spec.strength)
+    if spec.how == "project_out":  # weights can only hold what is done everywhere
+        chosen = None if spec.sites else vector.info.ablate
+        edits = projected_out(model, vector, Ablation(site=chosen.site if chosen else setting.sites[0]))
     else:
-        edits = edits_for(model, vector, using)
+        edits = vector.edits(setting)
     hf = _copy(model)
     changed = _orthogonalise(model, hf, edits) if spec.how == "project_out" else _bias(model, hf, edits)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +115,6 @@ def bake_vector(model: Model, spec: BakeSpec, progress: Progress) -> Outcome:
     return BakeResult(
         folder=str(target), changed=changed, difference=difference, spread=spread, same_first_choice=same
     ), None
-
-
-def _site(vector: SteeringVector) -> str:
-    """The chosen site, else the middle one."""
-    sites = list(vector.directions)
-    return vector.info.ablate.site if vector.info.ablate else sites[len(sites) // 2]
 
 
 def _copy(model: Model) -> Any:

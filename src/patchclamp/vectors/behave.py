@@ -40,16 +40,22 @@ class Asking(NamedTuple):
     format: str
     max_new_tokens: int = 48
 
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the behaviour is told from answers, which then have to be generated."""
+        return self.detector.kind != "choice"
+
+    def listed(self, asked: Sequence[Asked], kind: Kind) -> list[Case]:
+        """Prompts of one kind."""
+        return [Case(one, as_prompt(self.model, one, self.format), kind, None) for one in asked]
+
     def cases(self, examples: Examples) -> list[Case]:
         """The prompts of a set of examples."""
         if examples.pairs:
             return [
                 Case(p.question, as_prompt(self.model, p.question, self.format), "plain", p) for p in examples.pairs
             ]
-        sides: tuple[tuple[Kind, tuple[Asked, ...]], ...] = (("plain", examples.plain), ("showing", examples.showing))
-        return [
-            Case(asked, as_prompt(self.model, asked, self.format), kind, None) for kind, some in sides for asked in some
-        ]
+        return self.listed(examples.plain, "plain") + self.listed(examples.showing, "showing")
 
     def answers(
         self,
@@ -65,14 +71,14 @@ class Asking(NamedTuple):
 
     def shown(self, cases: Sequence[Case], said: Sequence[Generated] | None, edits: Sequence[Edit] = ()) -> np.ndarray:
         """Whether each case shows the behaviour, [N]: by its answer, or by which of a pair's answers is likelier."""
-        if self.detector.kind == "choice":
+        if not self.reads_answers:
             return self.leaning(cases, edits) > 0
         assert said is not None
         return np.array([shows(self.detector, answer.text) for answer in said], dtype=bool)
 
     def rate(self, cases: Sequence[Case], edits: Sequence[Edit] = (), n: int | None = None) -> np.ndarray:
         """`shown`, asking as much as is needed for it."""
-        said = None if self.detector.kind == "choice" else self.answers(cases, edits, n)
+        said = self.answers(cases, edits, n) if self.reads_answers else None
         return self.shown(cases, said, edits)
 
     def leaning(self, cases: Sequence[Case], edits: Sequence[Edit] = ()) -> np.ndarray:

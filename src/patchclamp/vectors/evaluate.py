@@ -9,33 +9,28 @@ Arditi et al. 2024, arXiv 2406.11717; Rimsky et al. 2023, arXiv 2312.06681. Shap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
+from torch import Tensor
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
-from patchclamp.evidence.method import Outcome, Progress, Spec, method
+from patchclamp.evidence.method import Outcome, Progress, method
 from patchclamp.forward import Model
-from patchclamp.tasks.behaviour import Examples, prompts_in, read_behaviour, texts_of
+from patchclamp.tasks.behaviour import Behaviour, prompts_in, read_behaviour
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.find import found_vector
-from patchclamp.vectors.match import pooled
 from patchclamp.vectors.proof import EvaluateResult, Proof, Ready
-from patchclamp.vectors.search import Bounds, Candidate, choose, with_settings
-from patchclamp.vectors.source import BehaviourName, FindingSpec, Source, hashes, read_source
-from patchclamp.vectors.states import has_template
-from patchclamp.vectors.vector import Ablation, Setting, load_vector
-
-if TYPE_CHECKING:
-    pass
+from patchclamp.vectors.search import ChoosingSpec, Tried, choose
+from patchclamp.vectors.source import BehaviourName, FindingSpec, behaviour_for, hashes, read_source
+from patchclamp.vectors.states import examples_of, states
+from patchclamp.vectors.vector import Setting, SteeringVector, load_vector
 
 
-
-class EvaluateSpec(Spec):
+class EvaluateSpec(ChoosingSpec):
     """Which vector to put to the test, and on which prompts."""
 
     what: Annotated[BehaviourName, Positional()]
@@ -52,16 +47,8 @@ class EvaluateSpec(Spec):
     """Use these sites instead of choosing on validation prompts."""
     strength: float | None = None
     """Strength at these sites, in standard deviations of projections over a neutral corpus."""
-    max_perplexity: float = Field(3.0, gt=1)
-    """Choosing: how much less likely answers may become to the unedited model, as a ratio of perplexities."""
-    max_repetition: float = Field(0.15, ge=0)
-    """Choosing: how much more answers may repeat themselves, as a share of word triples."""
-    max_kl: float = Field(0.4, gt=0)
-    """Choosing: how far removing may move the model on unrelated text, nats a token."""
     controls: int = Field(20, ge=2, le=100)
     """Random directions."""
-    max_new_tokens: int = Field(48, ge=4, le=500)
-    """Length of an answer."""
     curve: bool = True
     """Ask at several strengths as well."""
     limit: int | None = Field(None, ge=6)
@@ -78,91 +65,59 @@ def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Out
     if (spec.strength is None) != (not spec.sites):
         raise SpecError("give sites and strength together, or neither to have them chosen")
     ready = _prepare(model, spec, progress)
-    plain, showing, left_out = _cases(ready, spec, progress)
-    return Proof(ready, plain, showing, left_out, progress).outcome()
+    plain, showing = _cases(ready, spec)
+    return Proof(ready, plain, showing, progress).outcome()
 
 
 def _prepare(model: Model, spec: EvaluateSpec, progress: Progress) -> Ready:
     """The vector, found if need be, with its settings chosen if need be."""
-    saved = load_vector(spec.what, model) if spec.what.endswith((".safetensors", ".gguf")) else None
-    reference = saved.info.behaviour if saved else spec.what
-    if reference is None:
-        raise SpecError(
-            f"{spec.what} does not say which behaviour it is for, so there are no prompts to test it on; find "
-            "it with vectors find BEHAVIOUR, or write a behaviour file"
+    if spec.what.endswith((".safetensors", ".gguf")):
+        vector = load_vector(spec.what, model)
+        behaviour = behaviour_for(vector)
+    else:
+        behaviour = read_behaviour(spec.what)
+        behaving = spec.behaving and not behaviour.train.pairs
+        finding = FindingSpec(
+            source=spec.what, how=spec.how, max_new_tokens=spec.max_new_tokens, seed=spec.seed, behaving=behaving
         )
-    behaviour = read_behaviour(reference)
+        vector, _, _ = found_vector(model, read_source(model, finding), finding, progress)
     asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
-    if behaviour.format == "chat" and not has_template(model):
-        raise SpecError(
-            f"the behaviour {behaviour.name!r} is asked for in chat messages and {model.name} has no chat "
-            "template; use a chat model, or a behaviour of texts such as french or sentiment"
-        )
-    finding = FindingSpec(
-        source=reference,
-        how=spec.how,
-        max_new_tokens=spec.max_new_tokens,
-        seed=spec.seed,
-        behaving=spec.behaving and not behaviour.train.pairs,
-        position=saved.info.position if saved else None,
-    )
-    source: Source = read_source(model, finding)
-    vector, (showing_SNW, plain_SNW), _ = found_vector(model, source, finding, progress)
-    sites = list(vector.directions)
-    vector = saved or vector
-    tried: list[Candidate] = []
-    if spec.sites:
-        setting = Setting(sites=spec.sites, strength=spec.strength or 0.0)
+    tried: list[Tried] = []
+    if spec.strength is not None:
         vector.at(spec.sites)
-        vector = vector.with_info(
-            add=setting,
-            remove=setting.model_copy(update={"strength": -setting.strength}),
-            ablate=Ablation(site=spec.sites[0]),
-        )
+        add, remove = (Setting(sites=spec.sites, strength=sign * spec.strength) for sign in (1, -1))
+        vector = vector.with_info(add=add, remove=remove, ablate=vector.ablation(spec.sites[0], model))
     elif vector.info.add is None and vector.info.remove is None:
-        bounds = Bounds(spec.max_perplexity, spec.max_repetition, spec.max_kl)
-        chosen, tried = choose(
-            vector, asking, asking.cases(behaviour.validation), ("add", "subtract", "project_out"), bounds, progress
-        )
-        vector = with_settings(vector, chosen)
-    used = {site for s in (vector.info.add, vector.info.remove) if s for site in s.sites}
-    known = pooled(showing_SNW, plain_SNW, sites, list(used))
+        vector, tried = choose(vector, asking, asking.cases(behaviour.validation), spec, progress)
+    known = _states(model, vector, behaviour, progress)
     return Ready(vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed)
 
 
-def _cases(ready: Ready, spec: EvaluateSpec, progress: Progress) -> tuple[list[Case], list[Case], dict[str, int]]:
-    """Test prompts of both kinds; of pairs all questions are both."""
-    assert ready.behaviour is not None
-    test = ready.behaviour.test
-    if spec.plain or spec.showing:
-        if test.pairs and spec.showing and not spec.plain:
-            raise SpecError(
-                f"the behaviour {ready.behaviour.name!r} is tested on questions alone; give them with plain"
-            )
-        sides = {
-            "plain": prompts_in(spec.plain) if spec.plain else test.plain or texts_of(test.questions),
-            "showing": prompts_in(spec.showing) if spec.showing else test.showing or (),
-        }
-        if not sides["showing"]:
-            sides["showing"] = sides["plain"]
-        asked = [case for kind in ("plain", "showing") for case in _own(ready, sides[kind], kind)]
-    else:
-        asked = ready.asking.cases(test)
-    used = {
-        case.asked
-        for case, mark in zip(asked, hashes([c.asked for c in asked]), strict=True)
-        if mark in ready.vector.info.prompts
-    }
+def _states(model: Model, vector: SteeringVector, behaviour: Behaviour, progress: Progress) -> dict[str, Tensor]:
+    """The training prompts' states, both sides, where the vector is used: what random directions are made of."""
+    settings = [setting for setting in (vector.info.add, vector.info.remove) if setting]
+    sites = list(dict.fromkeys(site for setting in settings for site in setting.sites))
+    if not sites:
+        return {}
+    showing, plain = examples_of(model, behaviour.train, behaviour.format, vector.info.position)
+    return dict(zip(sites, states(model, [*showing, *plain], sites, progress), strict=True))
+
+
+def _cases(ready: Ready, spec: EvaluateSpec) -> tuple[list[Case], list[Case]]:
+    """Test prompts of both kinds; where there are only questions they are both."""
+    test, asking = ready.behaviour.test, ready.asking
+    if test.pairs and spec.showing and not spec.plain:
+        raise SpecError(f"the behaviour {ready.behaviour.name!r} is tested on questions alone; give them with plain")
+    asked = asking.cases(test)
+    own: tuple[tuple[Kind, str | None], ...] = (("plain", spec.plain), ("showing", spec.showing))
+    for kind, path in own:
+        if path is not None:
+            asked = [case for case in asked if case.kind != kind] + asking.listed(prompts_in(path), kind)
+    marks = hashes([case.asked for case in asked])
+    used = [case.asked for case, mark in zip(asked, marks, strict=True) if mark in ready.vector.info.prompts]
     if used:
         raise SpecError(
-            f"{len(used)} of the test prompts were used to find the vector, e.g. {str(next(iter(used)))[:60]!r}; "
-            "give others"
+            f"{len(used)} of the test prompts were used to find the vector, e.g. {str(used[0])[:60]!r}; give others"
         )
-    plain = [case for case in asked if case.kind == "plain"][: spec.limit]
-    showing = ([case for case in asked if case.kind == "showing"] or list(plain))[: spec.limit]
-    return plain, showing, {}
-
-
-def _own(ready: Ready, asked: Sequence[Any], kind: Kind) -> list[Case]:
-    cases = ready.asking.cases(Examples(showing=("-",), plain=tuple(asked)))
-    return [case._replace(kind=kind) for case in cases if case.kind == "plain"]
+    plain, showing = ([case for case in asked if case.kind == kind] for kind, _ in own)
+    return plain[: spec.limit], (showing or plain)[: spec.limit]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patchclamp.evidence.controls import matching_strengths, random_split_directions
@@ -58,8 +57,3 @@ def matched(
     found = matching_strengths(
         kl, max(target, LEAST_KL), len(directions), start=abs(start), tolerance=0.1, max_rounds=ROUNDS)
     return [sign * strength for strength in found.tolist()]
-
-
-def pooled(showing: Tensor, plain: Tensor, sites: Sequence[str], wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Both sides' states [S,N,W] at some of the sites, as `random_directions` takes them."""
-    return {site: torch.cat([showing[i], plain[i]]) for i, site in enumerate(sites) if site in wanted}

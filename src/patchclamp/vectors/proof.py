@@ -20,7 +20,7 @@ from patchclamp.vectors.choices import ChoiceShift, choice_shift
 from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.match import PROMPTS, added, matched, random_directions
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
-from patchclamp.vectors.search import Candidate, projected_out, told
+from patchclamp.vectors.search import Tried, projected_out
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class EvaluateResult(Result):
     texts: list[Answered]
     left_out: dict[str, int]
     """Test prompts on which the unedited model did not do what they are there for."""
-    tried: list[str]
-    """What was tried on validation prompts, in the order of trying."""
+    tried: list[Tried]
+    """What was tried on validation prompts, in the order of trying; empty where the settings were given."""
 
     def table(self) -> pandas.DataFrame:
         """The rates."""
@@ -120,10 +120,10 @@ class Ready(NamedTuple):
 
     vector: SteeringVector
     asking: Asking
-    behaviour: Behaviour | None
+    behaviour: Behaviour
     states: dict[str, Tensor]
     """Both sides' states at the sites that are used, for random directions."""
-    tried: list[Candidate]
+    tried: list[Tried]
     behaving: bool
     """Count only prompts on which the unedited model does what they are there for."""
     controls: int
@@ -139,10 +139,10 @@ class Proof:
         ready: Ready,
         plain: list[Case],
         showing: list[Case],
-        left_out: dict[str, int],
         progress: Progress,
     ) -> None:
-        self.ready, self.progress, self.left_out = ready, progress, left_out
+        self.ready, self.progress = ready, progress
+        self.left_out = {"plain": 0, "showing": 0}
         self.model, self.asking, self.vector = ready.asking.model, ready.asking, ready.vector
         info = ready.vector.info
         self.edits: dict[str, list[Edit] | None] = {
@@ -208,7 +208,7 @@ class Proof:
             choices=self._choices(),
             texts=self._texts(),
             left_out=self.left_out,
-            tried=[told(one) for one in self.ready.tried],
+            tried=self.ready.tried,
         )
         return result, self._judge("added", self.plain, random_added)
 
@@ -237,7 +237,7 @@ class Proof:
             f"{'adding' if adding else 'subtracting'} the {self.vector.info.name} vector makes the model show the "
             f"behaviour {'more' if adding else 'less'} often (share of {len(index)} "
             f"{'plain' if adding or self.same else 'showing'} prompts, against {len(control_KN)} random directions "
-            "that move the model as far)"
+            f"that move the model as far, on {min(len(index), CONTROL_CASES)} of them)"
         )
         if not len(index):
             return None

@@ -12,17 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import random_split_directions
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, Site
 from patchclamp.model.tokens import Prompt
-from patchclamp.tasks.behaviour import read_behaviour
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.directions import auroc, direction
-from patchclamp.vectors.source import BehaviourName
+from patchclamp.vectors.source import BehaviourName, behaviour_for
 from patchclamp.vectors.states import as_prompt, examples_of, states
 from patchclamp.vectors.vector import SteeringVector, load_vector
 
@@ -64,7 +62,7 @@ class ReadToken(Part):
 
     token: str
     cosine: float
-    """Of the state, less its mean over the neutral prompts' side, and the direction."""
+    """Of the state, less the mean state of the plain training prompts, and the direction."""
     answer: bool
     """Whether the model generated it."""
 
@@ -99,10 +97,7 @@ def read_vector(model: Model, spec: ReadSpec, progress: Progress) -> Outcome:
     The verdict asks whether it does so better than random directions at the site chosen on validation prompts.
     """
     vector = load_vector(spec.vector, model)
-    reference = spec.behaviour or vector.info.behaviour
-    if reference is None:
-        raise SpecError(f"{spec.vector} does not say which behaviour it is for; name one with behaviour (--behaviour)")
-    behaviour = read_behaviour(reference)
+    behaviour = behaviour_for(vector, spec.behaviour)
     sites = list(vector.directions)
     train, validation, test = (
         [

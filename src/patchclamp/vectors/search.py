@@ -12,12 +12,14 @@ strengths, with their neighbours and several blocks together; the best of those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
+from patchclamp.errors import InputError
 from patchclamp.evidence.bootstrap import bootstrap_mean
-from patchclamp.evidence.method import Progress
+from patchclamp.evidence.method import Part, Progress, Spec
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.detect import repetition
@@ -40,44 +42,63 @@ TOGETHER = 3
 FINALISTS = 2
 
 Use = Literal["add", "subtract", "project_out"]
+USES: tuple[Use, ...] = ("add", "subtract", "project_out")
 
 
-class Bounds(NamedTuple):
-    """What a setting may cost."""
+class ChoosingSpec(Spec):
+    """What the use of a vector may cost, and how long an answer is."""
 
-    perplexity: float = 3.0
-    """Of answers under adding, over the unedited ones', by the unedited model."""
-    repetition: float = 0.15
-    """Share of repeated word triples beyond that of unedited answers."""
-    kl: float = 0.4
-    """On unrelated text under removing, nats."""
+    max_perplexity: float = Field(3.0, gt=1)
+    """Choosing: how much less likely answers may become under adding to the unedited model, as a ratio of
+    perplexities."""
+    max_repetition: float = Field(0.15, ge=0)
+    """Choosing: how much more answers may repeat themselves under adding, as a share of word triples."""
+    max_kl: float = Field(0.4, gt=0)
+    """Choosing: how far removing may move the model on unrelated text, nats a token."""
+    max_new_tokens: int = Field(48, ge=4, le=500)
+    """Length of an answer."""
 
 
-class Candidate(NamedTuple):
-    """A way of using the vector, and what it does on validation prompts."""
+class Tried(Part):
+    """One way of using the vector, and what it does on validation prompts."""
+
+    model_config = ConfigDict(frozen=True)
 
     use: Use
     sites: tuple[str, ...]
     strength: float
-    rate: float = 0.0
-    cost: float = 0.0
-    """Perplexity ratio of adding, KL of removing."""
-    allowed: bool = False
-    shown: tuple[bool, ...] = ()
+    """Standard deviations of projections over a neutral corpus; of project_out always 1."""
     everywhere: bool = False
     """Whether project_out concerns all that is written to the residual stream, or the site alone."""
+    rate: float = 0.0
+    """Share of prompts that show the behaviour: plain ones under adding, showing ones under removing."""
+    cost: float = 0.0
+    """Perplexity ratio of adding, KL on unrelated text of removing."""
+    allowed: bool = False
+    """Whether that is within the bounds."""
 
 
 def natural_strength(model: Model, vector: SteeringVector, sites: Sequence[str]) -> float:
-    """The strength, in standard deviations, that leads from one side's mean to the other's: mean over sites."""
-    return float(np.mean([float(v.norm()) / model.projection_sd(site, v) for site, v in vector.at(sites).items()]))
+    """The strength, in standard deviations, that leads from one side's mean to the other's: mean over sites.
+
+    InputError where neutral text does not vary along a direction at all."""
+    found = []
+    for site, v in vector.at(sites).items():
+        spread = model.projection_sd(site, v)
+        if not spread:
+            raise InputError(
+                f"neutral text does not vary along the vector {vector.info.name!r} at {site}, so there is no unit of "
+                "strength; give a raw coefficient"
+            )
+        found.append(float(v.norm()) / spread)
+    return float(np.mean(found))
 
 
-def edits_of(vector: SteeringVector, model: Model, candidate: Candidate, positions: str = "all") -> list[Edit]:
-    """The edits of a candidate."""
-    if candidate.use == "project_out":
-        return projected_out(model, vector, Ablation(site=candidate.sites[0], everywhere=candidate.everywhere))
-    return vector.edits(Setting(sites=candidate.sites, strength=candidate.strength, positions=positions))
+def edits_of(vector: SteeringVector, model: Model, tried: Tried) -> list[Edit]:
+    """The edits of one way of using the vector."""
+    if tried.use == "project_out":
+        return projected_out(model, vector, Ablation(site=tried.sites[0], everywhere=tried.everywhere))
+    return vector.edits(Setting(sites=tried.sites, strength=tried.strength))
 
 
 def projected_out(model: Model, vector: SteeringVector, ablation: Ablation) -> list[Edit]:
@@ -94,54 +115,30 @@ def projected_out(model: Model, vector: SteeringVector, ablation: Ablation) -> l
 
 
 def choose(
-    vector: SteeringVector,
-    asking: Asking,
-    cases: Sequence[Case],
-    uses: Sequence[Use],
-    bounds: Bounds,
-    progress: Progress,
-) -> tuple[dict[Use, Candidate], list[Candidate]]:
-    """The best allowed candidate of each use that changes the behaviour at all, and all that were tried whole."""
-    chosen: dict[Use, Candidate] = {}
-    tried: list[Candidate] = []
-    for use in uses:
+    vector: SteeringVector, asking: Asking, cases: Sequence[Case], bounds: ChoosingSpec, progress: Progress
+) -> tuple[SteeringVector, list[Tried]]:
+    """The vector with the best allowed way of adding, subtracting and projecting out, where one changes the behaviour
+    at all; and all ways that were tried on every validation prompt."""
+    chosen: dict[Use, Tried] = {}
+    tried: list[Tried] = []
+    for use in USES:
         asked = [case for case in cases if case.pair or case.kind == ("plain" if use == "add" else "showing")]
-        trial = _Trial(vector, asking, asked, use, bounds)
-        finals = trial.search(progress)
+        finals, best = _Trial(vector, asking, asked, use, bounds).search(progress)
         tried += finals
-        best = trial.best(finals)
         if best is not None:
             chosen[use] = best
-    return chosen, tried
-
-
-def with_settings(vector: SteeringVector, chosen: dict[Use, Candidate]) -> SteeringVector:
-    """The vector with the chosen ways of using it."""
-    settings = {
-        use: Setting(sites=one.sites, strength=one.strength) for use, one in chosen.items() if use != "project_out"
-    }
+    settings = {use: Setting(sites=one.sites, strength=one.strength) for use, one in chosen.items()}
     out = chosen.get("project_out")
-    return vector.with_info(
-        add=settings.get("add"),
-        remove=settings.get("subtract"),
-        ablate=Ablation(site=out.sites[0], everywhere=out.everywhere) if out else None,
-    )
-
-
-def told(one: Candidate) -> str:
-    """A candidate as a line."""
-    cost = "perplexity ratio" if one.use == "add" else "KL"
-    how = "everywhere" if one.everywhere else f"at {one.strength:g}"
-    return (
-        f"{one.use} {'+'.join(one.sites)} {how}: rate {one.rate:.2f}, {cost} {one.cost:.3g}"
-        f"{'' if one.allowed else ', beyond the bounds'}"
-    )
+    ablate = Ablation(site=out.sites[0], everywhere=out.everywhere) if out else None
+    return vector.with_info(add=settings.get("add"), remove=settings.get("subtract"), ablate=ablate), tried
 
 
 class _Trial:
     """The search for one use."""
 
-    def __init__(self, vector: SteeringVector, asking: Asking, cases: Sequence[Case], use: Use, bounds: Bounds) -> None:
+    def __init__(
+        self, vector: SteeringVector, asking: Asking, cases: Sequence[Case], use: Use, bounds: ChoosingSpec
+    ) -> None:
         self.vector, self.asking, self.cases, self.use, self.bounds = vector, asking, cases, use, bounds
         self.model = asking.model
         self.sign = 1 if use == "add" else -1
@@ -151,8 +148,8 @@ class _Trial:
         self.base_surprise = surprise(self.model, [case.prompt for case in cases], self.base)
         self.base_repeats = float(np.mean([repetition(answer.text) for answer in self.base]))
 
-    def search(self, progress: Progress) -> list[Candidate]:
-        """The finalists, judged on all prompts."""
+    def search(self, progress: Progress) -> tuple[list[Tried], Tried | None]:
+        """The finalists, judged on all prompts, and the best of them."""
         n = self.model.n_layers
         every = [site for site in self.vector.directions if FIRST * n <= (Site.parse(site).layer or 0) <= LAST * n]
         coarse = every[:: max(1, len(every) // COARSE_SITES)]
@@ -163,34 +160,37 @@ class _Trial:
         places: list[tuple[str, ...]] = [(site,) for site in sites] + self.neighbours(sites[0])
         second = [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
         finals = self.best_of(second, ROUNDS[1], progress, "fine")[: FINALISTS + 1]
-        return [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
+        judged = [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
+        return [one for one, _ in judged], self.best(judged)
 
     @property
     def name(self) -> str:
         return f"choosing where to {self.use.replace('_', ' ')}"
 
     def best_of(
-        self, candidates: Sequence[Candidate], size: tuple[int, int], progress: Progress, description: str
-    ) -> list[Candidate]:
+        self, candidates: Sequence[Tried], size: tuple[int, int], progress: Progress, description: str
+    ) -> list[Tried]:
         """Candidates by what they do on some of the prompts, the best first; of equals the weaker one. Those that cost
         too much are left out where that is known before anything is generated."""
         n, tokens = size
         if self.use != "add":
             costs = kl_on(self.model, self.texts, [self.edits(one) for one in candidates]).mean(1)
-            affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.kl]
+            affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.max_kl]
             candidates = affordable or [candidates[int(costs.argmin())]]
         rates = {}
         for one in progress.track(candidates, f"{self.name}, {description}", len(candidates)):
             rates[one] = self.sign * float(self.asking.rate(self.cases[:n], self.edits(one), tokens).mean())
         return sorted(candidates, key=lambda one: (-rates[one], abs(one.strength)))
 
-    def made(self, sites: tuple[str, ...], factors: Sequence[float]) -> list[Candidate]:
+    def made(self, sites: tuple[str, ...], factors: Sequence[float]) -> list[Tried]:
         """Candidates at some sites."""
         if self.use == "project_out":
-            both = [Candidate(self.use, sites, 1.0, everywhere=everywhere) for everywhere in (False, True)]
+            wide = self.vector.ablation(sites[0], self.model).everywhere
+            both = [Tried(use=self.use, sites=sites, strength=1.0, everywhere=e) for e in sorted({False, wide})]
             return both if len(sites) == 1 else []
         natural = natural_strength(self.model, self.vector, sites) / (1 if len(sites) == 1 else TOGETHER**0.5)
-        return [Candidate(self.use, sites, round(self.sign * factor * natural, 2)) for factor in factors]
+        strengths = [round(self.sign * factor * natural, 2) for factor in factors]
+        return [Tried(use=self.use, sites=sites, strength=strength) for strength in strengths]
 
     def neighbours(self, site: str) -> list[tuple[str, ...]]:
         """The sites beside the best one, and those around it together."""
@@ -200,32 +200,29 @@ class _Trial:
         around = tuple(names[max(0, at - TOGETHER // 2) : at + TOGETHER // 2 + 1])
         return beside if self.use == "project_out" else [around]
 
-    def edits(self, candidate: Candidate) -> list[Edit]:
-        return edits_of(self.vector, self.model, candidate)
+    def edits(self, tried: Tried) -> list[Edit]:
+        return edits_of(self.vector, self.model, tried)
 
-    def judged(self, candidate: Candidate) -> Candidate:
-        """The candidate with what it does and costs on all prompts."""
-        edits = self.edits(candidate)
-        if self.asking.detector.kind == "choice" and self.use != "add":
-            said = None
-        else:
-            said = self.asking.answers(self.cases, edits)
+    def judged(self, tried: Tried) -> tuple[Tried, np.ndarray]:
+        """What it does and costs on all prompts, and which of them show the behaviour."""
+        edits = self.edits(tried)
+        said = self.asking.answers(self.cases, edits) if self.use == "add" or self.asking.reads_answers else None
         shown = self.asking.shown(self.cases, said, edits)
         if self.use == "add":
             assert said is not None
             cost = perplexity_ratio(surprise(self.model, [c.prompt for c in self.cases], said), self.base_surprise)
-            repeats = float(np.mean([repetition(answer.text) for answer in said]))
-            allowed = cost <= self.bounds.perplexity and repeats <= self.base_repeats + self.bounds.repetition
+            repeats = float(np.mean([repetition(answer.text) for answer in said])) - self.base_repeats
+            allowed = cost <= self.bounds.max_perplexity and repeats <= self.bounds.max_repetition
         else:
             cost = float(kl_on(self.model, self.texts, [edits]).mean())
-            allowed = cost <= self.bounds.kl
-        return candidate._replace(rate=float(shown.mean()), cost=cost, allowed=allowed, shown=tuple(shown.tolist()))
+            allowed = cost <= self.bounds.max_kl
+        return tried.model_copy(update={"rate": float(shown.mean()), "cost": cost, "allowed": allowed}), shown
 
-    def best(self, finals: Sequence[Candidate]) -> Candidate | None:
+    def best(self, judged: Sequence[tuple[Tried, np.ndarray]]) -> Tried | None:
         """The strongest allowed one, of equals the cheapest; None unless it changes more answers than chance would."""
-        allowed = [one for one in finals if one.allowed]
+        allowed = [each for each in judged if each[0].allowed]
         if not allowed:
             return None
-        best = max(allowed, key=lambda one: (self.sign * one.rate, -one.cost))
-        change = self.sign * (np.array(best.shown, dtype=float) - self.base_shown)
+        best, shown = max(allowed, key=lambda each: (self.sign * each[0].rate, -each[0].cost))
+        change = self.sign * (shown.astype(float) - self.base_shown)
         return best if bootstrap_mean(change, 0).low > 0 else None

@@ -30,6 +30,7 @@ from patchclamp.vectors.detect import shows
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.measure import answers
 from patchclamp.vectors.states import as_prompt, has_template
+from patchclamp.vectors.vector import SteeringVector
 
 Format = Literal["chat", "text"]
 BehaviourName = Annotated[str, AfterValidator(lambda name: name if name in behaviour_names() else absolute(name))]
@@ -135,6 +136,17 @@ def only_behaving(model: Model, source: Source, n: int, progress: Progress) -> t
                 f"meant, where {FEWEST} are needed: it does not have this behaviour, or the prompts miss it"
             )
     return Examples(**kept), left_out
+
+
+def behaviour_for(vector: SteeringVector, given: str | None = None) -> Behaviour:
+    """The behaviour that is named, or the one the vector was found with. SpecError if there is neither."""
+    reference = given or vector.info.behaviour
+    if reference is None:
+        raise SpecError(
+            f"the vector {vector.info.name!r} does not say which behaviour it is for, so there are no prompts to try "
+            "it on; find it with a behaviour's name or file, or select it with --behaviour"
+        )
+    return read_behaviour(reference)
 
 
 def sites_of(model: Model, point: str) -> list[str]:

@@ -117,6 +117,10 @@ class SteeringVector:
                             "coordinate above which it counts as active (--above)")
         return When(direction=direction, above=sum(self.info.means[site]) / 2 if above is None else above)  # type: ignore[arg-type]
 
+    def ablation(self, site: str, model: Model) -> Ablation:
+        """Projecting the site's direction out: everywhere, if it is a direction of the residual stream, else there."""
+        return Ablation(site=site, everywhere=len(self.at([site])[site]) == model.d_model)
+
     def with_info(self, **changes: object) -> SteeringVector:
         """The same directions with other facts known about them."""
         return replace(self, info=self.info.model_copy(update=changes))
