@@ -169,8 +169,8 @@ def ready_edit(anatomy: Anatomy, edit: Edit, encoded: Encoded, lookup: Lookup, n
     value = lookup(edit, tokens)
     if value is None and edit.value is not None:
         value = edit.value.tensor
-    value = None if value is None else value.to(like)
-    direction = None if edit.direction is None else edit.direction.tensor.to(like)
+    value = None if value is None else _within(edit, value.to(like))
+    direction = None if edit.direction is None else _within(edit, edit.direction.tensor.to(like))
     _check_widths(edit, value, direction, shape, len(tokens), name)
     return ReadyEdit(edit, encoded, tokens, change_of(edit, value, direction), open_end=site.positions.kind == "all")
 
@@ -183,6 +183,15 @@ def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
         heads = anatomy.n_units(site.point, site.layer or 0)
         return (anatomy.d_head,) if site.unit is not None else (heads, anatomy.d_head)
     return (anatomy.d_model,)
+
+
+def _within(edit: Edit, value: Tensor) -> Tensor:
+    """The value itself. EditError if the model's number format is too small for it."""
+    if torch.isfinite(value).all():
+        return value
+    kind, most = str(value.dtype).removeprefix("torch."), torch.finfo(value.dtype).max
+    raise EditError(f"{edit.op} at {edit.site} overflows {kind}, whose largest number is {most:.3g}; use a smaller "
+                    "strength or value, or load the model with --dtype float32")
 
 
 def _check_widths(
@@ -228,7 +237,7 @@ def _unconditional(edit: Edit, value: Tensor | None, direction: Tensor | None) -
     assert direction is not None
     unit = direction / direction.norm()
     if op == "add":
-        step = edit.strength * (direction if value is None else value * unit)
+        step = _within(edit, edit.strength * (direction if value is None else value * unit))
         return lambda x: x + step.to(x)
     if op == "project_out":
         return lambda x: x - (x @ unit.to(x)).unsqueeze(-1) * unit.to(x)

@@ -7,7 +7,7 @@ blocks and not in others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from patchclamp.vectors.incontext import (
     HEAD_PROMPTS,
     TEMPLATES,
     Asked,
+    Split,
     Template,
     check_template,
     few_shot,
@@ -144,12 +145,7 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
     The verdict asks whether the best way and block, chosen on validation rows, make the model right on test rows more
     often than random vectors put in in the same way.
     """
-    rows = read_rows(spec.file, TaskRow)
-    split = split_rows(rows, spec.shots, spec.limit, spec.seed, spec.file)
-    template = _template(model, spec, split.validation, split.train)
-    shown = few_shot(template, split.test, split.train, spec.shots, spec.seed)
-    bare = [template.prompt((), row) for row in split.test]
-    icl, zero = right(model, shown, progress=progress), right(model, bare, progress=progress)
+    split, template, icl, zero, bare = in_context(model, spec, progress)
     result = TaskResult(
         icl_accuracy=float(icl.mean()),
         zero_shot_accuracy=float(zero.mean()),
@@ -190,6 +186,28 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
     )
     best = Best(way=way, layer=layer, strength=strength, accuracy=verdict.effect, random=verdict.control)
     return result.model_copy(update={"best": best}), verdict
+
+
+class InContext(NamedTuple):
+    """A task's rows, and what the model makes of them with examples and without."""
+
+    split: Split
+    template: Template
+    icl: np.ndarray
+    """Whether each test row is answered right after examples, [N]."""
+    zero: np.ndarray
+    """The same asked bare, [N]."""
+    bare: list[Asked]
+    """Test rows without examples."""
+
+
+def in_context(model: Model, spec: TaskSpec, progress: Progress) -> InContext:
+    """How well the model does the task with examples and without; FileError where there are too few rows."""
+    split = split_rows(read_rows(spec.file, TaskRow), spec.shots, spec.limit, spec.seed, spec.file)
+    template = _template(model, spec, split.validation, split.train)
+    shown = few_shot(template, split.test, split.train, spec.shots, spec.seed)
+    bare = [template.prompt((), row) for row in split.test]
+    return InContext(split, template, right(model, shown, progress=progress), right(model, bare, progress=progress), bare)
 
 
 def _template(model: Model, spec: TaskSpec, rows: Sequence[TaskRow], pool: Sequence[TaskRow]) -> Template:
