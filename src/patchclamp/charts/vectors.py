@@ -12,8 +12,8 @@ from patchclamp.forward.site import Site
 if TYPE_CHECKING:
     from patchclamp.vectors.apply import ApplyResult
     from patchclamp.vectors.bake import BakeResult
+    from patchclamp.vectors.evaluated import EvaluateResult
     from patchclamp.vectors.find import FindResult
-    from patchclamp.vectors.proof import EvaluateResult
     from patchclamp.vectors.read import ReadResult
     from patchclamp.vectors.select import SelectResult
     from patchclamp.vectors.show import ShowResult

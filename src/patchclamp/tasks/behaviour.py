@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from patchclamp.errors import FileError
@@ -118,6 +119,45 @@ class Behaviour(BaseModel):
         if self.detector.kind == "choice" and not all(getattr(self, name).pairs for name in sets):
             raise ValueError("the detector 'choice' compares two answers, so all sets have to be pairs")
         return self
+
+
+    def with_detector(self, detector: Recognised) -> Behaviour:
+        """The same prompts, recognised otherwise."""
+        return self.model_copy(update={"detector": detector})
+
+
+FEWEST = 4
+"""Prompts of each side that a part of the user's own prompts needs."""
+
+
+def parted(
+    examples: Examples,
+    name: str,
+    format: Literal["chat", "text"],
+    detector: Recognised,
+    shares: tuple[int, int, int],
+    seed: int,
+) -> Behaviour:
+    """A behaviour of the user's own examples, dealt out to train, validation and test in these proportions.
+
+    FileError where there are too few for that."""
+    parts: dict[str, dict[str, Any]] = {"train": {}, "validation": {}, "test": {}}
+    for side in ("showing", "plain", "pairs"):
+        some = getattr(examples, side)
+        order = np.random.default_rng(seed).permutation(len(some))
+        begin = 0
+        for i, part in enumerate(parts):
+            end = len(some) * sum(shares[: i + 1]) // sum(shares)
+            parts[part][side] = tuple(some[j] for j in order[begin:end])
+            if some and end - begin < FEWEST:
+                needed = -(-FEWEST * sum(shares) // min(shares))
+                raise FileError(
+                    f"{name}: {len(some)} {side if side == 'pairs' else side + ' prompts'} are too few to find or "
+                    f"choose with some and test on others; give {needed} or more"
+                )
+            begin = end
+    sets = {part: Examples(**sides) for part, sides in parts.items()}
+    return Behaviour(name=name, about=f"{name}.", format=format, detector=detector, **sets)
 
 
 def behaviour_names() -> tuple[str, ...]:

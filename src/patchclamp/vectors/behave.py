@@ -12,6 +12,7 @@ import numpy as np
 
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Generated, Model, Plan, Readout
+from patchclamp.forward.calls import edits_by_prompt
 from patchclamp.tasks.behaviour import Asked, Examples, Recognised
 from patchclamp.tasks.rows import BehaviourRow
 from patchclamp.vectors.detect import shows
@@ -60,34 +61,57 @@ class Asking(NamedTuple):
     def answers(
         self,
         cases: Sequence[Case],
-        edits: Sequence[Edit] = (),
+        edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
         n: int | None = None,
         progress: Progress | None = None,
         description: str = "answering",
     ) -> list[Generated]:
-        """What the model says to each case."""
+        """What the model says to each case, under the same edits or each under its own."""
         prompts = [case.prompt for case in cases]
         return answers(self.model, prompts, edits, n or self.max_new_tokens, progress, description)
 
-    def shown(self, cases: Sequence[Case], said: Sequence[Generated] | None, edits: Sequence[Edit] = ()) -> np.ndarray:
+    def shown(
+        self,
+        cases: Sequence[Case],
+        said: Sequence[Generated] | None,
+        edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
+    ) -> np.ndarray:
         """Whether each case shows the behaviour, [N]: by its answer, or by which of a pair's answers is likelier."""
         if not self.reads_answers:
             return self.leaning(cases, edits) > 0
         assert said is not None
         return np.array([shows(self.detector, answer.text) for answer in said], dtype=bool)
 
-    def rate(self, cases: Sequence[Case], edits: Sequence[Edit] = (), n: int | None = None) -> np.ndarray:
-        """`shown`, asking as much as is needed for it."""
-        said = self.answers(cases, edits, n) if self.reads_answers else None
-        return self.shown(cases, said, edits)
+    def rate(self, cases: Sequence[Case], edits: Sequence[Edit] = ()) -> np.ndarray:
+        """`shown`, asking as much as is needed for it, [N]."""
+        shown_N: np.ndarray = self.rates(cases, [edits])[0]
+        return shown_N
 
-    def leaning(self, cases: Sequence[Case], edits: Sequence[Edit] = ()) -> np.ndarray:
+    def rates(
+        self,
+        cases: Sequence[Case],
+        settings: Sequence[Sequence[Edit]],
+        n: int | None = None,
+        progress: Progress | None = None,
+        description: str = "answering",
+    ) -> np.ndarray:
+        """Whether each case shows the behaviour under each of several sets of edits, [settings,N], asked together."""
+        rows, edits = [*cases] * len(settings), [one for one in settings for _ in cases]
+        if self.reads_answers:
+            shown = self.shown(rows, self.answers(rows, edits, n, progress, description))
+        else:
+            shown = self.leaning(rows, edits) > 0
+        return shown.reshape(len(settings), len(cases))
+
+    def leaning(
+        self, cases: Sequence[Case], edits: Sequence[Edit] | Sequence[Sequence[Edit]] = ()
+    ) -> np.ndarray:
         """Mean log-probability a token of the answer that shows the behaviour minus that of the other, nats, [N]."""
         rows = []
-        for case in cases:
+        for case, own in zip(cases, edits_by_prompt(edits, len(cases)), strict=True):
             assert case.pair is not None
             for answer in (case.pair.answer_matching_behavior, case.pair.answer_not_matching_behavior):
                 prompt, positions = answered(self.model, case.asked, answer, self.format)
-                rows.append((prompt, edits, [Readout.loss(positions)]))
+                rows.append((prompt, own, [Readout.loss(positions)]))
         losses = np.array([float(loss) for (loss,) in self.model.execute(Plan.of(rows))]).reshape(-1, 2)
         return losses[:, 1] - losses[:, 0]

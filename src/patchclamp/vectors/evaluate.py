@@ -9,6 +9,7 @@ Arditi et al. 2024, arXiv 2406.11717; Rimsky et al. 2023, arXiv 2312.06681. Shap
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -17,16 +18,26 @@ from torch import Tensor
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Progress, method
+from patchclamp.evidence.rater import Rater
 from patchclamp.forward import Model
-from patchclamp.tasks.behaviour import Behaviour, prompts_in, read_behaviour
+from patchclamp.tasks.behaviour import Behaviour, Recognised, parted, prompts_in, read_behaviour, read_examples
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
 from patchclamp.vectors.directions import How
+from patchclamp.vectors.evaluated import EvaluateResult
 from patchclamp.vectors.find import found_vector
-from patchclamp.vectors.proof import EvaluateResult, Proof, Ready
+from patchclamp.vectors.proof import Proof, Ready
 from patchclamp.vectors.search import ChoosingSpec, Tried, choose
-from patchclamp.vectors.source import BehaviourName, FindingSpec, behaviour_for, hashes, read_source
-from patchclamp.vectors.states import examples_of, states
+from patchclamp.vectors.source import (
+    BehaviourName,
+    FindingSpec,
+    Source,
+    behaviour_for,
+    hashes,
+    is_pairs_file,
+    read_detector,
+)
+from patchclamp.vectors.states import auto_format, examples_of, states
 from patchclamp.vectors.vector import Setting, SteeringVector, load_vector
 
 
@@ -34,11 +45,16 @@ class EvaluateSpec(ChoosingSpec):
     """Which vector to put to the test, and on which prompts."""
 
     what: Annotated[BehaviourName, Positional()]
-    """A shipped behaviour (its vector is found, chosen and tested), a behaviour's .json file, or a saved vector."""
+    """A shipped behaviour (its vector is found, chosen and tested), a behaviour's .json file, a file of question/answer
+    pairs (of which half are for finding, a quarter each for choosing and testing), or a saved vector."""
     plain: DataFile | None = None
-    """Your own prompts that the model answers without the behaviour, in place of the test prompts."""
+    """Your own prompts that the model answers without the behaviour, in place of the test prompts. With `showing` they
+    make a test of a vector that is not of a known behaviour: half of them, the other half is for choosing."""
     showing: DataFile | None = None
     """Your own prompts that the model answers with it, in place of the test prompts."""
+    detector: str | None = None
+    """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a phrases detector; by default
+    the behaviour's own."""
     how: How = "mean"
     """The way of finding, unless a saved vector is given."""
     behaving: bool = True
@@ -53,6 +69,11 @@ class EvaluateSpec(ChoosingSpec):
     """Ask at several strengths as well."""
     limit: int | None = Field(None, ge=6)
     """At most this many test prompts of each kind."""
+    judge: str | None = None
+    """Address of an OpenAI-compatible endpoint whose model rates the answers too, e.g. http://127.0.0.1:8080/v1; the
+    key is taken from OPENAI_API_KEY."""
+    judge_model: str | None = None
+    """The name of the model there."""
 
 
 @method("vectors.evaluate", spec=EvaluateSpec, result=EvaluateResult)
@@ -64,33 +85,66 @@ def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Out
     """
     if (spec.strength is None) != (not spec.sites):
         raise SpecError("give sites and strength together, or neither to have them chosen")
-    ready = _prepare(model, spec, progress)
-    plain, showing = _cases(ready, spec)
+    if (spec.judge is None) != (spec.judge_model is None):
+        raise SpecError("give the judge's address and the name of its model together (--judge, --judge-model)")
+    rater = Rater(spec.judge, spec.judge_model) if spec.judge and spec.judge_model else None
+    if rater is not None:
+        rater.check()
+    vector, behaviour, spec = _subject(model, spec, progress)
+    behaviour = behaviour.with_detector(read_detector(spec.detector)) if spec.detector else behaviour
+    asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
+    plain, showing = _cases(asking, behaviour, vector, spec)
+    vector, tried = _settled(vector, asking, behaviour, spec, progress)
+    known = _states(model, vector, behaviour, progress)
+    ready = Ready(vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed, rater)
     return Proof(ready, plain, showing, progress).outcome()
 
 
-def _prepare(model: Model, spec: EvaluateSpec, progress: Progress) -> Ready:
-    """The vector, found if need be, with its settings chosen if need be."""
-    if spec.what.endswith((".safetensors", ".gguf")):
-        vector = load_vector(spec.what, model)
-        behaviour = behaviour_for(vector)
-    else:
-        behaviour = read_behaviour(spec.what)
-        behaving = spec.behaving and not behaviour.train.pairs
+def _subject(model: Model, spec: EvaluateSpec, progress: Progress) -> tuple[SteeringVector, Behaviour, EvaluateSpec]:
+    """The vector, found if need be, the behaviour it is tested on, and the specification without the user's own prompts
+    where these are the behaviour."""
+    if not spec.what.endswith((".safetensors", ".gguf")):
+        pairs = is_pairs_file(spec.what)
+        behaviour = _of_pairs(model, spec) if pairs else read_behaviour(spec.what)
         finding = FindingSpec(
-            source=spec.what, how=spec.how, max_new_tokens=spec.max_new_tokens, seed=spec.seed, behaving=behaving
+            source=spec.what, how=spec.how, max_new_tokens=spec.max_new_tokens, seed=spec.seed,
+            behaving=spec.behaving and not behaviour.train.pairs,
         )
-        vector, _, _ = found_vector(model, read_source(model, finding), finding, progress)
-    asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
-    tried: list[Tried] = []
+        reference = None if pairs else spec.what
+        source = Source(
+            behaviour.name, behaviour.format, behaviour.detector, behaviour.train, behaviour, reference)
+        return found_vector(model, source, finding, progress)[0], behaviour, spec
+    vector = load_vector(spec.what, model)
+    if vector.info.behaviour is not None or not (spec.plain and spec.showing):
+        return vector, behaviour_for(vector), spec
+    if spec.detector is None:
+        raise SpecError(
+            f"the vector {vector.info.name!r} does not say how its behaviour is recognised: give --detector refusal, "
+            "or the file of a phrases detector"
+        )
+    examples = read_examples(spec.showing, spec.plain)
+    behaviour = parted(
+        examples, vector.info.name, auto_format(model), read_detector(spec.detector), (1, 1, 2), spec.seed)
+    return vector, behaviour, spec.model_copy(update={"plain": None, "showing": None})
+
+
+def _of_pairs(model: Model, spec: EvaluateSpec) -> Behaviour:
+    examples, name = read_examples(spec.what), Path(spec.what).stem
+    return parted(examples, name, auto_format(model), Recognised(kind="choice"), (2, 1, 1), spec.seed)
+
+
+def _settled(
+    vector: SteeringVector, asking: Asking, behaviour: Behaviour, spec: EvaluateSpec, progress: Progress
+) -> tuple[SteeringVector, list[Tried]]:
+    """The vector with the settings asked for, its own, or those chosen on validation prompts."""
     if spec.strength is not None:
         vector.at(spec.sites)
         add, remove = (Setting(sites=spec.sites, strength=sign * spec.strength) for sign in (1, -1))
-        vector = vector.with_info(add=add, remove=remove, ablate=vector.ablation(spec.sites[0], model))
-    elif vector.info.add is None and vector.info.remove is None:
-        vector, tried = choose(vector, asking, asking.cases(behaviour.validation), spec, progress)
-    known = _states(model, vector, behaviour, progress)
-    return Ready(vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed)
+        ablate = vector.ablation(spec.sites[0], asking.model)
+        return vector.with_info(add=add, remove=remove, ablate=ablate), []
+    if vector.info.add is None and vector.info.remove is None:
+        return choose(vector, asking, asking.cases(behaviour.validation), spec, progress)
+    return vector, []
 
 
 def _states(model: Model, vector: SteeringVector, behaviour: Behaviour, progress: Progress) -> dict[str, Tensor]:
@@ -103,18 +157,19 @@ def _states(model: Model, vector: SteeringVector, behaviour: Behaviour, progress
     return dict(zip(sites, states(model, [*showing, *plain], sites, progress), strict=True))
 
 
-def _cases(ready: Ready, spec: EvaluateSpec) -> tuple[list[Case], list[Case]]:
+def _cases(
+    asking: Asking, behaviour: Behaviour, vector: SteeringVector, spec: EvaluateSpec
+) -> tuple[list[Case], list[Case]]:
     """Test prompts of both kinds; where there are only questions they are both."""
-    test, asking = ready.behaviour.test, ready.asking
-    if test.pairs and spec.showing and not spec.plain:
-        raise SpecError(f"the behaviour {ready.behaviour.name!r} is tested on questions alone; give them with plain")
-    asked = asking.cases(test)
+    if behaviour.test.pairs and spec.showing and not spec.plain:
+        raise SpecError(f"the behaviour {behaviour.name!r} is tested on questions alone; give them with plain")
+    asked = asking.cases(behaviour.test)
     own: tuple[tuple[Kind, str | None], ...] = (("plain", spec.plain), ("showing", spec.showing))
     for kind, path in own:
         if path is not None:
             asked = [case for case in asked if case.kind != kind] + asking.listed(prompts_in(path), kind)
     marks = hashes([case.asked for case in asked])
-    used = [case.asked for case, mark in zip(asked, marks, strict=True) if mark in ready.vector.info.prompts]
+    used = [case.asked for case, mark in zip(asked, marks, strict=True) if mark in vector.info.prompts]
     if used:
         raise SpecError(
             f"{len(used)} of the test prompts were used to find the vector, e.g. {str(used[0])[:60]!r}; give others"

@@ -16,6 +16,7 @@ from torch import Tensor
 from patchclamp.evidence.controls import matching_strengths, random_split_directions
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.vectors.measure import kl_on
+from patchclamp.vectors.vector import Setting
 
 PROMPTS = 4
 """Prompts on which the KL is matched."""
@@ -57,3 +58,20 @@ def matched(
     found = matching_strengths(
         kl, max(target, LEAST_KL), len(directions), start=abs(start), tolerance=0.1, max_rounds=ROUNDS)
     return [sign * strength for strength in found.tolist()]
+
+
+def control_edits(
+    model: Model,
+    states: dict[str, Tensor],
+    setting: Setting,
+    edits: Sequence[Edit],
+    prompts: Sequence[Any],
+    n: int,
+    seed: int,
+) -> list[list[Edit]]:
+    """Edits that add `n` random directions as `setting` adds a vector, each stretched until it moves the model on the
+    first prompts as far as `edits` do."""
+    directions = random_directions(states, n, seed)
+    target = float(kl_on(model, prompts[:PROMPTS], [edits]).mean())
+    strengths = matched(model, directions, target, setting.strength, prompts, setting.positions)
+    return [added(one, strength, setting.positions) for one, strength in zip(directions, strengths, strict=True)]

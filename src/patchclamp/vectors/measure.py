@@ -13,6 +13,7 @@ import numpy as np
 
 from patchclamp.evidence.method import Progress, Silent
 from patchclamp.forward import Edit, Generated, Model, Plan, Readout
+from patchclamp.forward.calls import edits_by_prompt
 from patchclamp.tasks.neutral import neutral_texts
 
 AT_ONCE = 64
@@ -25,18 +26,21 @@ UNRELATED_TOKENS = 24
 def answers(
     model: Model,
     prompts: Sequence[Any],
-    edits: Sequence[Edit] = (),
+    edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
     n: int = 48,
     progress: Progress | None = None,
     description: str = "answering",
 ) -> list[Generated]:
-    """Greedy answers of at most `n` tokens under the same edits. Prompts of like length run together."""
+    """Greedy answers of at most `n` tokens, under the same edits or each prompt under its own. Prompts of like length
+    run together."""
+    each = edits_by_prompt(edits, len(prompts))
     order = sorted(range(len(prompts)), key=lambda i: len(model.encode(prompts[i])))
     found: dict[int, Generated] = {}
     starts = range(0, len(order), AT_ONCE)
     for first in (progress or Silent()).track(starts, description, len(starts)):
         some = order[first : first + AT_ONCE]
-        found |= zip(some, model.generate([prompts[i] for i in some], list(edits), max_new_tokens=n), strict=True)
+        said = model.generate([prompts[i] for i in some], [each[i] for i in some], max_new_tokens=n)
+        found |= zip(some, said, strict=True)
     return [found[i] for i in range(len(prompts))]
 
 

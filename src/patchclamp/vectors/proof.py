@@ -5,114 +5,31 @@ Shape suffixes: N prompts, K controls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range, mean_if_any
-from patchclamp.evidence.method import Outcome, Part, Progress, Result
+from patchclamp.evidence.method import Outcome, Progress
+from patchclamp.evidence.rater import Rater
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
-from patchclamp.forward import Edit, Generated
+from patchclamp.forward import Edit
 from patchclamp.tasks.behaviour import Behaviour, texts_of
-from patchclamp.vectors.behave import Asking, Case, Kind
+from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.choices import ChoiceShift, choice_shift
 from patchclamp.vectors.detect import repetition
-from patchclamp.vectors.match import PROMPTS, added, matched, random_directions
+from patchclamp.vectors.evaluated import Answered, Dose, EvaluateResult, Moved
+from patchclamp.vectors.match import control_edits
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
+from patchclamp.vectors.rated import RatedCondition, rated
 from patchclamp.vectors.search import Tried, projected_out
-from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
-
-if TYPE_CHECKING:
-    import altair
-    import pandas
+from patchclamp.vectors.vector import SteeringVector
 
 CONTROL_CASES = 12
 """Prompts on which random directions and other strengths are asked."""
 CURVE = (-1.5, -1.0, -0.5, 0.5, 1.0, 1.5)
 """Strengths of the dose-response curve, as parts of the chosen ones; 0 is the base."""
-
-
-class Answered(Part):
-    """A test prompt and its answers."""
-
-    prompt: str
-    kind: Kind
-    base: str
-    added: str
-    subtracted: str
-    ablated: str
-
-
-class Dose(Part):
-    """One strength."""
-
-    strength: float
-    rate: Interval
-    """Share of answers that show the behaviour: of plain prompts above 0, of showing ones below."""
-    kl: float
-    """On unrelated text, nats."""
-    perplexity_ratio: float
-    repetition: float
-
-
-class Moved(Part):
-    """One number each for adding, subtracting and projecting out; null where it was not done."""
-
-    added: float | None
-    subtracted: float | None
-    ablated: float | None
-
-
-class EvaluateResult(Result):
-    """Rates of the behaviour, what they cost, and every answer."""
-
-    name: str
-    add: Setting | None
-    """How the vector was added; null: no direction found within the bounds."""
-    subtract: Setting | None
-    ablate: Ablation | None
-    """How it was projected out."""
-    rate_base: Interval
-    """On plain prompts, without the vector."""
-    rate_added: Interval
-    rate_random: Interval
-    """Random directions added to plain prompts: mean, and the range of 95 % of such directions."""
-    rate_base_showing: Interval
-    """On showing prompts (of pairs: all), without the vector."""
-    rate_subtracted: Interval
-    rate_ablated: Interval
-    rate_random_subtracted: Interval
-    """Random directions subtracted on showing prompts."""
-    kl_unrelated: Moved
-    """On neutral text, nats a token."""
-    perplexity_ratio: Moved
-    """Of the answers under the unedited model, over its own answers."""
-    repetition: Moved
-    """Share of repeated word triples."""
-    strength_curve: list[Dose]
-    removal: Verdict | None
-    """Whether subtracting removes the behaviour, against random directions."""
-    choices: ChoiceShift | None
-    """Of pairs: how the choice between the two answers moves, with the letters in both orders."""
-    texts: list[Answered]
-    left_out: dict[str, int]
-    """Test prompts on which the unedited model did not do what they are there for."""
-    tried: list[Tried]
-    """What was tried on validation prompts, in the order of trying; empty where the settings were given."""
-
-    def table(self) -> pandas.DataFrame:
-        """The rates."""
-        import pandas
-
-        names = ("base", "added", "random", "base_showing", "subtracted", "ablated", "random_subtracted")
-        return pandas.DataFrame([{"condition": n, **getattr(self, f"rate_{n}").model_dump()} for n in names])
-
-    def chart(self) -> altair.TopLevelMixin:
-        """Rates by condition, and the dose-response curve."""
-        from patchclamp.charts.vectors import evaluate_chart
-
-        return evaluate_chart(self)
 
 
 class Ready(NamedTuple):
@@ -129,6 +46,19 @@ class Ready(NamedTuple):
     controls: int
     curve: bool
     seed: int
+    rater: Rater | None
+
+
+class Control(NamedTuple):
+    """What random directions do."""
+
+    shown: np.ndarray
+    """Whether each prompt shows the behaviour under each, [K,N]."""
+    said: list[str]
+    """Each prompt's answer, the first one under the first direction, the second under the second …"""
+
+
+NO_CONTROL = Control(np.zeros((0, 0), dtype=bool), [])
 
 
 class Proof:
@@ -177,59 +107,58 @@ class Proof:
         return plain, showing
 
     def outcome(self) -> Outcome:
-        random_added, random_subtracted = self._random("added", self.plain), self._random("subtracted", self.showing)
-        rates = {
-            name: self._rate(name, index)
-            for name, index in (
-                ("base", self.plain),
-                ("added", self.plain),
-                ("subtracted", self.showing),
-                ("ablated", self.showing),
-            )
+        """The result, and the verdict on adding."""
+        random = {
+            "added": self._random("added", self.plain),
+            "subtracted": self._random("subtracted", self.showing),
         }
         info = self.vector.info
+        texts = self._texts(random)
+        ratings = self._rated(texts)
         result = EvaluateResult(
             name=info.name,
             add=info.add,
             subtract=info.remove,
             ablate=info.ablate,
-            rate_base=rates["base"],
-            rate_added=rates["added"],
-            rate_random=_range(random_added),
-            rate_subtracted=rates["subtracted"],
+            rate_base=self._rate("base", self.plain),
+            rate_added=self._rate("added", self.plain),
+            rate_random=_range(random["added"]),
             rate_base_showing=self._rate("base", self.showing),
-            rate_ablated=rates["ablated"],
-            rate_random_subtracted=_range(random_subtracted),
+            rate_subtracted=self._rate("subtracted", self.showing),
+            rate_ablated=self._rate("ablated", self.showing),
+            rate_random_subtracted=_range(random["subtracted"]),
             kl_unrelated=self._kl(),
             perplexity_ratio=self._perplexity(),
             repetition=self._repetition(),
             strength_curve=self._curve() if self.ready.curve else [],
-            removal=self._judge("subtracted", self.showing, random_subtracted),
+            removal=self._judge("subtracted", self.showing, random["subtracted"].shown),
             choices=self._choices(),
-            texts=self._texts(),
+            ratings=ratings,
+            texts=texts,
             left_out=self.left_out,
             tried=self.ready.tried,
         )
-        return result, self._judge("added", self.plain, random_added)
+        return result, self._judge("added", self.plain, random["added"].shown)
 
     def _rate(self, name: str, index: np.ndarray) -> Interval:
         return mean_if_any(self.shown[name][index], self.ready.seed) if name in self.shown else NO_INTERVAL
 
-    def _random(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Whether each prompt shows the behaviour under each control direction, [K,N]; [0,0] where nothing was done."""
+    def _random(self, name: str, index: np.ndarray) -> Control:
+        """Each of the first prompts under every control direction."""
         setting = self.vector.info.add if name == "added" else self.vector.info.remove
         if setting is None or not len(index):
-            return np.zeros((0, 0), dtype=bool)
-        states = {site: self.ready.states[site] for site in setting.sites}
-        directions = random_directions(states, self.ready.controls, self.ready.seed)
+            return NO_CONTROL
         cases = [self.cases[i] for i in index[:CONTROL_CASES]]
-        prompts = [case.prompt for case in cases]
-        target = float(kl_on(self.model, prompts[:PROMPTS], [self.edits[name] or []]).mean())
-        strengths = matched(self.model, directions, target, setting.strength, prompts, setting.positions)
-        pairs = self.progress.track(
-            list(zip(directions, strengths, strict=True)), f"random directions, {name}", len(directions)
-        )
-        return np.array([self.asking.rate(cases, added(one, strength, setting.positions)) for one, strength in pairs])
+        states = {site: self.ready.states[site] for site in setting.sites}
+        prompts, edits = [case.prompt for case in cases], self.edits[name] or []
+        settings = control_edits(self.model, states, setting, edits, prompts, self.ready.controls, self.ready.seed)
+        described = f"random directions, {name}"
+        if not self.asking.reads_answers:
+            return Control(self.asking.rates(cases, settings, None, self.progress, described), [])
+        each = [one for one in settings for _ in cases]
+        said = self.asking.answers([*cases] * len(settings), each, progress=self.progress, description=described)
+        shown_KN = self.asking.shown([*cases] * len(settings), said).reshape(len(settings), -1)
+        return Control(shown_KN, [said[i % len(settings) * len(cases) + i].text for i in range(len(cases))])
 
     def _judge(self, name: str, index: np.ndarray, control_KN: np.ndarray) -> Verdict | None:
         adding = name == "added"
@@ -294,27 +223,31 @@ class Proof:
         )
 
     def _curve(self) -> list[Dose]:
-        found = []
-        texts = unrelated_texts(self.model)
-        for factor in self.progress.track(CURVE, "strengths", len(CURVE)):
+        """What other strengths do, each on the first prompts of its side."""
+        doses = []
+        for factor in CURVE:
             setting = self.vector.info.add if factor > 0 else self.vector.info.remove
             index = (self.plain if factor > 0 else self.showing)[:CONTROL_CASES]
-            if setting is None or not len(index):
-                continue
-            strength = setting.strength * abs(factor)
-            edits = self.vector.edits(setting.model_copy(update={"strength": strength}))
-            cases = [self.cases[i] for i in index]
-            prompts = [case.prompt for case in cases]
-            said = self.asking.answers(cases, edits)
-            base: list[Generated] = [self.said["base"][i] for i in index]
-            ratio = perplexity_ratio(surprise(self.model, prompts, said), surprise(self.model, prompts, base))
+            if setting is not None and len(index):
+                strength = setting.strength * abs(factor)
+                doses.append((strength, index, self.vector.edits(setting.model_copy(update={"strength": strength}))))
+        rows = [(self.cases[i], edits) for _, index, edits in doses for i in index]
+        cases, each = [case for case, _ in rows], [edits for _, edits in rows]
+        said = self.asking.answers(cases, each, progress=self.progress, description="other strengths")
+        shown = self.asking.shown(cases, said, each).astype(float)
+        costs = kl_on(self.model, unrelated_texts(self.model), [edits for _, _, edits in doses]).mean(1)
+        found, start = [], 0
+        for (strength, index, _), kl in zip(doses, costs, strict=True):
+            part = slice(start, start := start + len(index))
+            prompts, base = [case.prompt for case in cases[part]], [self.said["base"][i] for i in index]
+            ratio = perplexity_ratio(surprise(self.model, prompts, said[part]), surprise(self.model, prompts, base))
             found.append(
                 Dose(
                     strength=strength,
-                    rate=bootstrap_mean(self.asking.shown(cases, said, edits).astype(float), self.ready.seed),
-                    kl=float(kl_on(self.model, texts, [edits]).mean()),
+                    rate=bootstrap_mean(shown[part], self.ready.seed),
+                    kl=float(kl),
                     perplexity_ratio=ratio,
-                    repetition=float(np.mean([repetition(answer.text) for answer in said])),
+                    repetition=float(np.mean([repetition(answer.text) for answer in said[part]])),
                 )
             )
         return sorted(found, key=lambda dose: dose.strength)
@@ -324,17 +257,28 @@ class Proof:
         conditions = {name: edits for name, edits in self.edits.items() if edits is not None and name != "ablated"}
         return choice_shift(self.asking, pairs, conditions, self.ready.seed) if pairs else None
 
-    def _texts(self) -> list[Answered]:
-        texts = texts_of([case.asked for case in self.cases])
+    def _texts(self, random: dict[str, Control]) -> list[Answered]:
+        prompts = texts_of([case.asked for case in self.cases])
+        by_chance = dict(zip(self.showing.tolist(), random["subtracted"].said, strict=False))
+        if not self.same:
+            by_chance |= zip(self.plain.tolist(), random["added"].said, strict=False)
         return [
             Answered(
-                prompt=text,
+                prompt=prompt,
                 kind=case.kind,
                 **{name: self.said[name][i].text if name in self.said else "" for name in self.edits},
+                random=by_chance.get(i, ""),
             )
-            for i, (text, case) in enumerate(zip(texts, self.cases, strict=True))
+            for i, (prompt, case) in enumerate(zip(prompts, self.cases, strict=True))
         ]
 
+    def _rated(self, texts: list[Answered]) -> list[RatedCondition]:
+        """What the rater says of every condition, on the prompts that count."""
+        if self.ready.rater is None:
+            return []
+        counted = {"plain": [texts[i] for i in self.plain], "showing": [texts[i] for i in self.showing]}
+        return rated(self.ready.rater, self.ready.behaviour.about, counted, self.ready.seed, self.progress)
 
-def _range(shown_KN: np.ndarray) -> Interval:
-    return control_range(shown_KN.mean(1)) if shown_KN.size else NO_INTERVAL
+
+def _range(control: Control) -> Interval:
+    return control_range(control.shown.mean(1)) if control.shown.size else NO_INTERVAL

@@ -26,10 +26,11 @@ from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
-COARSE = (1.2,)
-"""Coarse strengths, as parts of the way from one side's mean to the other's."""
-FINE = (0.8, 1.1, 1.5)
-FINE_TOGETHER = (0.4, 0.7, 1.0)
+COARSE = {"add": (1.2,), "subtract": (1.2, 2.4)}
+"""Coarse strengths, as parts of the way from one side's mean to the other's. Removing is tried further, since what
+costs too much is known there before anything is generated."""
+FINE = {"add": (0.8, 1.1, 1.5), "subtract": (0.8, 1.1, 1.5, 2.0, 2.6)}
+FINE_TOGETHER = {"add": (0.4, 0.7, 1.0), "subtract": (0.4, 0.7, 1.0, 1.4)}
 FIRST, LAST = 0.2, 0.9
 """Part of the depth in which blocks are tried."""
 COARSE_SITES = 10
@@ -177,19 +178,19 @@ class _Trial:
             costs = kl_on(self.model, self.texts, [self.edits(one) for one in candidates]).mean(1)
             affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.max_kl]
             candidates = affordable or [candidates[int(costs.argmin())]]
-        rates = {}
-        for one in progress.track(candidates, f"{self.name}, {description}", len(candidates)):
-            rates[one] = self.sign * float(self.asking.rate(self.cases[:n], self.edits(one), tokens).mean())
+        settings = [self.edits(one) for one in candidates]
+        shown = self.asking.rates(self.cases[:n], settings, tokens, progress, f"{self.name}, {description}")
+        rates = dict(zip(candidates, self.sign * shown.mean(1), strict=True))
         return sorted(candidates, key=lambda one: (-rates[one], abs(one.strength)))
 
-    def made(self, sites: tuple[str, ...], factors: Sequence[float]) -> list[Tried]:
+    def made(self, sites: tuple[str, ...], parts: dict[str, tuple[float, ...]]) -> list[Tried]:
         """Candidates at some sites."""
         if self.use == "project_out":
             wide = self.vector.ablation(sites[0], self.model).everywhere
             both = [Tried(use=self.use, sites=sites, strength=1.0, everywhere=e) for e in sorted({False, wide})]
             return both if len(sites) == 1 else []
         natural = natural_strength(self.model, self.vector, sites) / (1 if len(sites) == 1 else TOGETHER**0.5)
-        strengths = [round(self.sign * factor * natural, 2) for factor in factors]
+        strengths = [round(self.sign * factor * natural, 2) for factor in parts[self.use]]
         return [Tried(use=self.use, sites=sites, strength=strength) for strength in strengths]
 
     def neighbours(self, site: str) -> list[tuple[str, ...]]:

@@ -29,7 +29,7 @@ from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
 from patchclamp.vectors.detect import shows
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.measure import answers
-from patchclamp.vectors.states import as_prompt, has_template
+from patchclamp.vectors.states import as_prompt, auto_format
 from patchclamp.vectors.vector import SteeringVector
 
 Format = Literal["chat", "text"]
@@ -81,7 +81,7 @@ class Source(NamedTuple):
 def read_source(model: Model, spec: FindingSpec) -> Source:
     """The prompts a specification asks for: of a behaviour its training prompts."""
     chosen = read_detector(spec.detector) if spec.detector else None
-    if spec.plain is None and (spec.source in behaviour_names() or not has_pairs(spec.source)):
+    if spec.plain is None and not is_pairs_file(spec.source):
         behaviour = read_behaviour(spec.source)
         format = behaviour.format if spec.format == "auto" else spec.format
         return Source(behaviour.name, format, chosen or behaviour.detector, behaviour.train, behaviour, spec.source)
@@ -90,9 +90,13 @@ def read_source(model: Model, spec: FindingSpec) -> Source:
             f"{spec.source!r} is a shipped behaviour and has its own plain prompts; give two files, or the "
             "behaviour alone"
         )
-    auto: Format = "chat" if has_template(model) else "text"
-    format = auto if spec.format == "auto" else spec.format
+    format = auto_format(model) if spec.format == "auto" else spec.format
     return Source(Path(spec.source).stem, format, chosen, read_examples(spec.source, spec.plain), None, None)
+
+
+def is_pairs_file(name: str) -> bool:
+    """Whether this is no shipped behaviour and holds questions with two answers each."""
+    return name not in behaviour_names() and has_pairs(name)
 
 
 def read_detector(name: str) -> Recognised:

@@ -6,7 +6,7 @@ Shape suffixes: N prompts, S sites, T tokens, W width of the site.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Example(NamedTuple):
 def has_template(model: Model) -> bool:
     """Whether the model knows conversations."""
     return bool(getattr(model.tokenizer, "chat_template", None))
+
+
+def auto_format(model: Model) -> Literal["chat", "text"]:
+    """How prompts are asked that do not say it: as a user's messages if the model has a chat template."""
+    return "chat" if has_template(model) else "text"
 
 
 def as_prompt(model: Model, asked: Asked, format: str) -> Any:

@@ -207,7 +207,8 @@ def in_context(model: Model, spec: TaskSpec, progress: Progress) -> InContext:
     template = _template(model, spec, split.validation, split.train)
     shown = few_shot(template, split.test, split.train, spec.shots, spec.seed)
     bare = [template.prompt((), row) for row in split.test]
-    return InContext(split, template, right(model, shown, progress=progress), right(model, bare, progress=progress), bare)
+    icl, zero = (right(model, asked, progress=progress) for asked in (shown, bare))
+    return InContext(split, template, icl, zero, bare)
 
 
 def _template(model: Model, spec: TaskSpec, rows: Sequence[TaskRow], pool: Sequence[TaskRow]) -> Template:
