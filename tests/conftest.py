@@ -1,7 +1,10 @@
 """Fixtures shared by all tests."""
 
+import threading
+
 import pytest
 import torch
+from endpoint import Endpoint
 from hypothesis import settings
 
 torch.set_num_threads(1)
@@ -23,3 +26,17 @@ def gemma():
     from patchclamp.forward import load
 
     return load("gemma-3-270m")
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A chat-completions server on a free port of this machine."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    with Endpoint() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

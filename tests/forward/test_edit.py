@@ -1,11 +1,13 @@
 """Edits, readouts, rows and plans are frozen values: equal by content, hashable, JSON both ways."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny, wrap
 
 from patchclamp.errors import EditError, InputError, SiteError, SpecError
 from patchclamp.forward import Edit, Plan, Readout, Row, When
@@ -201,3 +203,14 @@ def test_a_condition_is_a_direction_of_the_same_site():
         Edit._make("zero", "resid.1", when=when)
     with pytest.raises(ValueError, match="finite"):
         When(direction=[0.0, 1.0], above=math.nan)
+
+
+@pytest.mark.parametrize(("kind", "strength"), [("float16", 1e6), ("bfloat16", 1e39)])
+def test_an_edit_too_large_for_half_precision_is_refused(kind, strength):
+    model = wrap(copy.deepcopy(tiny("llama")).to(getattr(torch, kind)), "half")
+    direction = torch.ones(model.d_model)
+    with pytest.raises(EditError, match=f"overflows {kind}"):
+        model.run("w1 w2", [Edit.add("resid.1", direction, strength, "raw")])
+    with pytest.raises(EditError, match=f"overflows {kind}"):
+        model.generate("w1 w2", [Edit.add("resid.1", direction * min(strength, 3.4e38), 1.0, "raw")])
+    assert torch.isfinite(model.run("w1 w2", [Edit.add("resid.1", direction, 2.0, "raw")])).all()

@@ -9,7 +9,7 @@ from tiny import tiny_model
 
 import patchclamp as pc
 from patchclamp import Edit
-from patchclamp.errors import InputError, SpecError
+from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.tasks.rows import BehaviourRow
 from patchclamp.vectors.apply import setting_for
 from patchclamp.vectors.bake import bake_vector
@@ -195,6 +195,68 @@ def test_the_users_own_prompts_replace_one_side_each(tmp_path):
     kinds = [(text.kind, text.prompt) for text in record.result.texts]
     assert [prompt for kind, prompt in kinds if kind == "plain"] == ["w70 w71", "-", "w72 w73"]
     assert len([kind for kind, _ in kinds if kind == "showing"]) == 8
+
+
+def own_prompts(folder, n):
+    """Two files of a user's own prompts, and a detector's."""
+    for name, second in (("own-showing.txt", "w3"), ("own-plain.txt", "w4")):
+        (folder / name).write_text("\n".join(f"w{60 + i} {second}" for i in range(n)))
+    detector = folder / "detector.json"
+    detector.write_text('{"kind": "phrases", "phrases": ["w1", "w2", "w3", "w4"], "against": []}')
+    return {"showing": str(folder / "own-showing.txt"), "plain": str(folder / "own-plain.txt")}, str(detector)
+
+
+def test_a_vector_of_no_known_behaviour_is_tested_on_half_of_the_users_own_prompts(tmp_path):
+    model = tiny_model("llama")
+    own, detector = own_prompts(tmp_path, 20)
+    path = str(vector_of(model).save(tmp_path / "v.safetensors"))
+    asked = {"what": path, **own, "behaving": False, "controls": 2, "curve": False, "max_new_tokens": 6}
+    record = evaluate_vector(model, **asked, detector=detector, sites=["resid.1"], strength=2.0)
+    assert [text.kind for text in record.result.texts] == ["plain"] * 10 + ["showing"] * 10
+    with pytest.raises(SpecError, match="does not say how its behaviour is recognised"):
+        evaluate_vector(model, **asked, sites=["resid.1"], strength=2.0)
+    few, detector = own_prompts(tmp_path, 8)
+    with pytest.raises(FileError, match="too few"):
+        evaluate_vector(model, **asked | few, detector=detector, sites=["resid.1"], strength=2.0)
+
+
+def test_a_file_of_pairs_is_parted_into_finding_choosing_and_testing(tmp_path):
+    model = tiny_model("llama")
+    rows = [
+        {"question": f"w{i} w2", "answer_matching_behavior": f" w{i + 1}", "answer_not_matching_behavior": " w5 w6"}
+        for i in range(10, 50)
+    ]
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(rows))
+    asked = {"sites": ["resid.1"], "strength": 2.0, "controls": 2, "curve": False, "max_new_tokens": 4}
+    record = evaluate_vector(model, what=str(path), **asked)
+    questions = {text.prompt for text in record.result.texts}
+    assert len(questions) == 10
+    again = evaluate_vector(model, what=str(path), **asked, seed=1)
+    assert questions != {text.prompt for text in again.result.texts}
+
+
+def test_a_language_model_rates_every_condition(endpoint, tmp_path):
+    model = tiny_model("llama")
+    endpoint.reply = lambda asked: '{"concept": 1, "instruction": 2, "fluency": 2}'
+    record = evaluate_vector(
+        model, what=behaviour_file(tmp_path), behaving=False, sites=["resid.1"], strength=2.0, controls=2,
+        curve=False, max_new_tokens=6, judge=endpoint.url, judge_model="m",
+    )
+    ratings = {(one.kind, one.condition): one for one in record.result.ratings}
+    assert set(ratings) == {("plain", c) for c in ("base", "added", "random")} | {
+        ("showing", c) for c in ("base", "subtracted", "ablated", "random")}
+    assert all(one.answers == 8 and one.concept.mean == 1 and one.overall.mean == 1.5 for one in ratings.values())
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def test_a_judge_that_is_not_there_is_known_before_anything_is_asked(tmp_path):
+    model = tiny_model("llama")
+    asked = {"what": behaviour_file(tmp_path), "sites": ["resid.1"], "strength": 2.0, "judge": "not a url"}
+    with pytest.raises(InputError, match="no plain http"):
+        evaluate_vector(model, **asked, judge_model="m")
+    with pytest.raises(SpecError, match="together"):
+        evaluate_vector(model, **asked)
 
 
 def test_the_strength_is_asked_for_chosen_or_natural():

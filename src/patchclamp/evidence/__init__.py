@@ -6,6 +6,7 @@
 | `controls`   | matched random units and directions, shuffled labels                            |
 | `bootstrap`  | intervals of means, and the range of a control's distribution                   |
 | `verdict`    | effect against control: supported, not supported, inconclusive                  |
+| `rater`      | a language model that rates answers, over any OpenAI-compatible endpoint       |
 | `provenance` | model, weights, versions, machine, time                                         |
 | `record`     | spec, result, verdict and provenance as one value; JSON, page, picture, table   |
 | `store`      | records on disk; replay                                                         |
