@@ -14,6 +14,7 @@ from patchclamp.tasks import (
     neutral_texts,
     read_corpus,
     read_rows,
+    read_task,
 )
 
 AGREEMENT = read_rows("example:agreement", ChoiceRow)
@@ -25,8 +26,21 @@ IOI = read_rows("example:ioi", PairRow)
 def test_the_names_of_the_shipped_files():
     behaviours = ("ai", "flattery", "formality", "french", "refusal", "sentiment", "truth")
     assert example_names() == (
-        "agreement", "agreement-validation", *(f"behaviour-{name}" for name in behaviours), "capitals",
-        "country-capital", "ioi", "neutral", "two-hop", "words")
+        "agreement", "agreement-validation", "antonym", *(f"behaviour-{name}" for name in behaviours), "capitalize",
+        "capitals", "country-capital", "first-of-three", "ioi", "neutral", "present-past", "singular-plural",
+        "two-hop", "words")
+
+
+@pytest.mark.parametrize("name", ["antonym", "capitalize", "first-of-three", "present-past", "singular-plural"])
+def test_a_task_has_one_answer_to_each_input(name):
+    rows = read_task(f"example:{name}")
+    assert len({row.input for row in rows}) == len(rows) > 100
+    assert all(row.output and row.output != row.input for row in rows)
+
+
+def test_a_relation_is_a_task_too():
+    rows = read_task("example:country-capital")
+    assert ("Poland", "Warsaw") in {(row.input, row.output) for row in rows}
 
 
 def test_every_name_is_a_file():
@@ -34,7 +48,7 @@ def test_every_name_is_a_file():
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(FileError, match="agreement, agreement-validation, behaviour-ai"):
+    with pytest.raises(FileError, match="agreement, agreement-validation, antonym"):
         example_file("xyz")
 
 

@@ -173,3 +173,13 @@ def test_composing_reports_the_composed_vector_beside_the_measured_one(gemma, tm
     assert [layer.layer for layer in result.layers] == list(range(18))
     assert result.zero_shot_accuracy <= 0.2
     assert record.save(tmp_path / "c.svg").read_text().startswith("<svg")
+
+
+@weights
+def test_what_an_mlp_writes_on_the_way_to_a_capital_is_a_word_vector(gemma):
+    record = compose_vectors(gemma, file="example:country-capital", by="mlp", limit=24, prompts=20)
+    assert record.verdict.outcome == "supported"
+    assert record.result.accuracy_composed.mean > 0.4
+    assert record.result.zero_shot_accuracy < 0.2
+    layers = record.result.layers
+    assert max(layer.composed for layer in layers[:8]) < 0.2

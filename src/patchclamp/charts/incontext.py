@@ -8,7 +8,7 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, styled
 
 if TYPE_CHECKING:
-    from patchclamp.vectors.compose import ComposeResult
+    from patchclamp.vectors.composed import ComposeResult
     from patchclamp.vectors.task import TaskResult
 
 LINES = {
@@ -84,7 +84,7 @@ def task_chart(result: "TaskResult") -> alt.TopLevelMixin:
 def compose_chart(result: "ComposeResult") -> alt.TopLevelMixin:
     """Accuracy of composed and measured vector and of a part alone by block, and their cosine."""
     data = pd.DataFrame([layer.model_dump() for layer in result.layers])
-    names = {"composed": "composed, A + B - C", "direct": "measured", "part": "A alone"}
+    names = {"composed": "composed", "direct": "measured", "part": "a part alone, or a random vector"}
     long = data.melt("layer", list(names), "vector", "accuracy").replace({"vector": names})
     x = alt.X("layer:Q", title="after block", axis=alt.Axis(tickMinStep=1))
     lines = (
@@ -92,7 +92,7 @@ def compose_chart(result: "ComposeResult") -> alt.TopLevelMixin:
         .mark_line(point=True)
         .encode(
             x=x,
-            y=alt.Y("accuracy:Q", title="bare lists answered right", scale=alt.Scale(domain=[0, 1])),
+            y=alt.Y("accuracy:Q", title="answered right", scale=alt.Scale(domain=[0, 1])),
             color=alt.Color(
                 "vector:N",
                 sort=list(names.values()),

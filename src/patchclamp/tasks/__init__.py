@@ -2,7 +2,7 @@
 
 from patchclamp.tasks.examples import example_file, example_names
 from patchclamp.tasks.neutral import neutral_texts
-from patchclamp.tasks.read import read_behaviours, read_corpus, read_relation, read_rows
+from patchclamp.tasks.read import read_behaviours, read_corpus, read_relation, read_rows, read_task
 from patchclamp.tasks.rows import (
     BehaviourRow,
     ChoiceRow,
@@ -40,4 +40,5 @@ __all__ = [
     "read_corpus",
     "read_relation",
     "read_rows",
+    "read_task",
 ]

@@ -4,6 +4,7 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
 
     agreement   choice rows: `She looked at these` -> ` books`, not ` book`
     agreement-validation   the same with other nouns, to choose on
+    antonym, capitalize, first-of-three, present-past, singular-plural   task rows: `hot` -> `cold`, …
     behaviour-…   behaviours, which commands take by their bare names: refusal, flattery, truth, …
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
     country-capital   a relation: the same facts as subjects and objects

@@ -29,7 +29,7 @@ from patchclamp.tasks.files import (
     read_json,
     text_lines,
 )
-from patchclamp.tasks.rows import BehaviourRow, PromptRow, RelationFile, Row, TextRow
+from patchclamp.tasks.rows import BehaviourRow, PromptRow, RelationFile, Row, TaskRow, TextRow
 
 RowT = TypeVar("RowT", bound=Row)
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -66,6 +66,14 @@ def read_relation(path: str | Path) -> RelationFile:
         raise FileError(f'{found}: a relation file is {{"name", "prompt_templates", "samples"}}, '
                         f"not {describe(value)}")
     return validated(RelationFile, value, str(found))
+
+
+def read_task(path: str | Path) -> list[TaskRow]:
+    """The inputs and outputs of a task: rows of a file, or a relation's subjects and objects. Raises FileError."""
+    found = locate_file(path)
+    if found.suffix.lower() == ".json" and isinstance(value := read_json(found), dict) and "samples" in value:
+        return [TaskRow(input=one.subject, output=one.object) for one in read_relation(path).samples]
+    return read_rows(path, TaskRow)
 
 
 def read_corpus(source: str | Path, limit: int | None = None) -> Iterator[str]:

@@ -2,93 +2,28 @@
 
     D̂ = A + B - C     e.g. capital of the last of a list = capital of the first + copy the last - copy the first
 
-Todd et al. 2023, arXiv 2310.15213, section 3.3. The four tasks are made from one task file and a list of words: the
-input is a list, the output what the file says of its first or last word (`first`, `last`), or that word itself.
+Todd et al. 2023, arXiv 2310.15213, section 3.3. The four tasks are made from one task file: the input is a list of its
+words, the output what the file says of the first or last word (`first`, `last`), or that word itself. What one MLP
+writes is added up in `wordvector.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from patchclamp.evidence.bootstrap import bootstrap_mean
-from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
-from patchclamp.evidence.verdict import Interval, judge
+from patchclamp.evidence.method import Outcome, Progress, method
+from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Edit, Model
-from patchclamp.tasks.files import DataFile
-from patchclamp.tasks.read import read_rows
+from patchclamp.tasks.read import read_task
 from patchclamp.tasks.rows import TaskRow
+from patchclamp.vectors.composed import ComposedLayer, ComposeResult, ComposeSpec
 from patchclamp.vectors.incontext import Template, check_template, few_shot, last_states, right, right_under, split_rows
-
-if TYPE_CHECKING:
-    import altair
-    import pandas
-
-
-class ComposeSpec(Spec):
-    """Which task the arithmetic is about."""
-
-    file: Annotated[DataFile, Positional()]
-    """A task file: rows of input and output, e.g. countries and capitals."""
-    length: int = Field(3, ge=2, le=8)
-    """Words in a list."""
-    shots: int = Field(8, ge=1, le=50)
-    """Examples in a prompt."""
-    template: str = "question"
-    """How examples are written: question, colon, arrow, or your own text with two {}."""
-    prompts: int = Field(60, ge=4, le=500)
-    """In-context prompts each vector is the mean of."""
-    limit: int = Field(60, ge=12, le=1000)
-    """At most this many test lists, and half as many to choose the block on."""
-
-
-class ComposedLayer(Part):
-    """One block."""
-
-    layer: int
-    cosine: float
-    """Of the composed and the measured vector, each less the mean of all four."""
-    composed: float
-    """Accuracy on test lists asked bare, with the composed vector in the last token's place."""
-    direct: float
-    """The same with the measured vector."""
-    part: float
-    """The same with A alone."""
-
-
-class ComposeResult(Result):
-    """The composed vector beside the measured one."""
-
-    layer: int
-    """The block chosen on other lists."""
-    cosine: float
-    accuracy_composed: Interval
-    accuracy_direct: Interval
-    accuracy_control: Interval
-    """The best of the three parts alone and of their sums with other signs."""
-    icl_accuracy: float
-    """With examples."""
-    zero_shot_accuracy: float
-    layers: list[ComposedLayer]
-    test: int
-
-    def table(self) -> pandas.DataFrame:
-        """One row a block."""
-        import pandas
-
-        return pandas.DataFrame([layer.model_dump() for layer in self.layers])
-
-    def chart(self) -> altair.TopLevelMixin:
-        """Accuracy and cosine by block."""
-        from patchclamp.charts.incontext import compose_chart
-
-        return compose_chart(self)
-
+from patchclamp.vectors.wordvector import add_word_vectors
 
 PARTS = ("first_task", "last_copy", "first_copy")
 """A, B and C."""
@@ -109,9 +44,12 @@ def compose_vectors(model: Model, spec: ComposeSpec, progress: Progress) -> Outc
     """Build the vector of 'what the file says of the last word' from three others; compare with the measured one.
 
     The verdict asks whether the composed vector makes the model answer bare lists more often than the parts it is made
-    of do, each by itself.
+    of do, each by itself. By mlp: whether the difference of one MLP's outputs between two tasks, a mean over other
+    words, turns the prompt of one into the other more often than random vectors do.
     """
-    rows = read_rows(spec.file, TaskRow)
+    rows = read_task(spec.file)
+    if spec.by == "mlp":
+        return add_word_vectors(model, rows, spec, progress)
     template = Template(model, check_template(spec.template))
     lists = _lists(rows, spec)
     vectors_LD = {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.tasks.neutral import neutral_texts
 from patchclamp.tasks.rows import TaskRow
 from patchclamp.vectors.states import Example, states
 
@@ -77,7 +78,7 @@ class Split(NamedTuple):
 
 
 def split_rows(rows: Sequence[TaskRow], shots: int, limit: int, seed: int, name: str) -> Split:
-    """Distinct inputs parted at random: at most `limit` to test, half as many to choose on, the rest for examples."""
+    """Distinct inputs parted at random: at most `limit` to test and to choose on, the rest for examples."""
     distinct = list({row.input: row for row in rows}.values())
     least = 3 * shots if shots > 3 else 12
     if len(distinct) < least:
@@ -88,7 +89,7 @@ def split_rows(rows: Sequence[TaskRow], shots: int, limit: int, seed: int, name:
     order = np.random.default_rng(seed).permutation(len(distinct))
     mixed = [distinct[i] for i in order]
     n_test = min(limit, len(mixed) // 3)
-    n_validation = min(limit // 2, len(mixed) // 4)
+    n_validation = min(limit, len(mixed) // 4)
     return Split(mixed[n_test + n_validation :], mixed[n_test : n_test + n_validation], mixed[:n_test])
 
 
@@ -136,6 +137,18 @@ def last_states(
     """The last token's state in every block, [L,N,D]."""
     sites = [f"{point}.{layer}" for layer in range(model.n_layers)]
     return states(model, [Example(one.ids, "last") for one in prompts], sites, progress)
+
+
+def neutral_states(
+    model: Model, n: int, generator: np.random.Generator, point: str = "resid"
+) -> list[Tensor]:
+    """States of random tokens of neutral text, each [L,D]; never a text's first token."""
+    texts = neutral_texts()
+    asked = []
+    for i in generator.integers(0, len(texts), n):
+        ids = model.encode(texts[i]).ids
+        asked.append(Asked(ids[: int(generator.integers(2, min(40, len(ids)) + 1))], 0))
+    return list(last_states(model, asked, point).float().unbind(1))
 
 
 def head_means(model: Model, prompts: Sequence[Asked]) -> tuple[Tensor, Tensor]:

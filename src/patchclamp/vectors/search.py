@@ -26,11 +26,13 @@ from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
-COARSE = {"add": (1.2,), "subtract": (1.2, 2.4)}
-"""Coarse strengths, as parts of the way from one side's mean to the other's. Removing is tried further, since what
-costs too much is known there before anything is generated."""
-FINE = {"add": (0.8, 1.1, 1.5), "subtract": (0.8, 1.1, 1.5, 2.0, 2.6)}
-FINE_TOGETHER = {"add": (0.4, 0.7, 1.0), "subtract": (0.4, 0.7, 1.0, 1.4)}
+COARSE = {"add": (1.2,), "subtract": (0.6, 1.2, 2.4, 4.0)}
+"""Coarse strengths, as parts of the way from one side's mean to the other's. Subtracting goes on to the bound, since
+what costs too much is known there before anything is generated."""
+FINE = {"add": (0.8, 1.1, 1.5), "subtract": (0.4, 0.6, 0.8, 1.1, 1.5, 2.0, 2.6, 3.4, 4.5)}
+FINE_TOGETHER = {"add": (0.4, 0.7, 1.0), "subtract": (0.4, 0.6, 0.8, 1.1, 1.5, 2.0, 2.6)}
+STRONGEST = 2
+"""Of the affordable strengths of subtracting at one place those that are tried."""
 FIRST, LAST = 0.2, 0.9
 """Part of the depth in which blocks are tried."""
 COARSE_SITES = 10
@@ -134,6 +136,14 @@ def choose(
     return vector.with_info(add=settings.get("add"), remove=settings.get("subtract"), ablate=ablate), tried
 
 
+def _strongest(candidates: Sequence[Tried]) -> list[Tried]:
+    """The strongest few of each place."""
+    places: dict[tuple[str, ...], list[Tried]] = {}
+    for one in sorted(candidates, key=lambda one: -abs(one.strength)):
+        places.setdefault(one.sites, []).append(one)
+    return [one for some in places.values() for one in some[:STRONGEST]]
+
+
 class _Trial:
     """The search for one use."""
 
@@ -177,7 +187,7 @@ class _Trial:
         if self.use != "add":
             costs = kl_on(self.model, self.texts, [self.edits(one) for one in candidates]).mean(1)
             affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.max_kl]
-            candidates = affordable or [candidates[int(costs.argmin())]]
+            candidates = _strongest(affordable) or [candidates[int(costs.argmin())]]
         settings = [self.edits(one) for one in candidates]
         shown = self.asking.rates(self.cases[:n], settings, tokens, progress, f"{self.name}, {description}")
         rates = dict(zip(candidates, self.sign * shown.mean(1), strict=True))

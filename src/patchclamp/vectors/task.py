@@ -20,8 +20,7 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, me
 from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Edit, Model
 from patchclamp.tasks.files import DataFile
-from patchclamp.tasks.neutral import neutral_texts
-from patchclamp.tasks.read import read_rows
+from patchclamp.tasks.read import read_task
 from patchclamp.tasks.rows import TaskRow
 from patchclamp.vectors.incontext import (
     HEAD_PROMPTS,
@@ -35,6 +34,7 @@ from patchclamp.vectors.incontext import (
     head_means,
     indirect_effects,
     last_states,
+    neutral_states,
     right,
     right_under,
     split_rows,
@@ -57,7 +57,7 @@ class TaskSpec(Spec):
     """Which task, and how it is shown to the model."""
 
     file: Annotated[DataFile, Positional()]
-    """A task file: rows of input and output."""
+    """A task file: rows of input and output, or a relation."""
     shots: int = Field(8, ge=1, le=50)
     """Examples in a prompt."""
     template: str = "auto"
@@ -66,7 +66,7 @@ class TaskSpec(Spec):
     prompts: int = Field(40, ge=4, le=500)
     """In-context prompts a vector is the mean of."""
     limit: int = Field(60, ge=12, le=1000)
-    """At most this many test rows, and half as many to choose block and strength on."""
+    """At most this many test rows, and as many to choose block and strength on."""
     heads: int = Field(10, ge=1, le=200)
     """Heads that make up the function vector."""
     controls: int = Field(20, ge=2, le=100)
@@ -121,6 +121,8 @@ class TaskResult(Result):
     by_layer: list[TaskLayer]
     """Empty where in-context learning is too weak."""
     best: Best | None
+    place: Verdict | None
+    """Whether it works in some blocks only: after the chosen block against the mean over all of them."""
     heads: list[Head]
     test: int
     """Test rows."""
@@ -152,6 +154,7 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
         template=template.text,
         by_layer=[],
         best=None,
+        place=None,
         heads=[],
         test=len(split.test),
     )
@@ -171,7 +174,7 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
         one: max(((scores[i], -choice[2]) for i, choice in enumerate(choices) if choice[0] == one))[1] * -1
         for one in WAYS
     }
-    result = result.model_copy(update={"by_layer": vectors.by_layer(bare, strengths), "heads": vectors.heads()})
+    by_layer, hits_LN = vectors.by_layer(bare, strengths, way)
     hits = right(model, bare, vectors.edits(way, layer, strength)).astype(float)
     control = right_under(model, bare, vectors.random(way, layer, strength, spec.controls)).astype(float)
     verdict = judge(
@@ -185,7 +188,16 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
         f"place; with examples {icl.mean():.2f}, bare {zero.mean():.2f})",
     )
     best = Best(way=way, layer=layer, strength=strength, accuracy=verdict.effect, random=verdict.control)
-    return result.model_copy(update={"best": best}), verdict
+    place = judge(
+        hits,
+        hits_LN.mean(0),
+        direction="greater",
+        seed=spec.seed,
+        claim=f"the vector works in some blocks only (share of {len(bare)} bare questions answered right after block "
+        f"{layer}, chosen on other rows, against the mean over all {model.n_layers} blocks)",
+    )
+    more = {"by_layer": by_layer, "heads": vectors.heads(), "best": best, "place": place}
+    return result.model_copy(update=more), verdict
 
 
 class InContext(NamedTuple):
@@ -203,7 +215,7 @@ class InContext(NamedTuple):
 
 def in_context(model: Model, spec: TaskSpec, progress: Progress) -> InContext:
     """How well the model does the task with examples and without; FileError where there are too few rows."""
-    split = split_rows(read_rows(spec.file, TaskRow), spec.shots, spec.limit, spec.seed, spec.file)
+    split = split_rows(read_task(spec.file), spec.shots, spec.limit, spec.seed, spec.file)
     template = _template(model, spec, split.validation, split.train)
     shown = few_shot(template, split.test, split.train, spec.shots, spec.seed)
     bare = [template.prompt((), row) for row in split.test]
@@ -251,7 +263,7 @@ class TaskVectors:
         self.top = [divmod(index, self.model.n_heads) for index in order]
         self.function_D = function_vector(self.parts_LHD, self.top).float()
         self.generator = np.random.default_rng(spec.seed + 2)
-        self.neutral = _neutral_states(self.model, spec.controls, self.generator)
+        self.neutral = neutral_states(self.model, spec.controls, self.generator)
 
     def edits(self, way: Way, layer: int, strength: float = 1.0) -> list[Edit]:
         """The vector put in after a block."""
@@ -282,16 +294,19 @@ class TaskVectors:
         drawn = [self.generator.choice(len(others), count, replace=False) for _ in range(n)]
         return [function_vector(self.parts_LHD, [others[i] for i in some]).float() for some in drawn]
 
-    def by_layer(self, bare: Sequence[Asked], strengths: dict[Any, float]) -> list[TaskLayer]:
-        """Accuracy with every vector after every block, each at its chosen strength."""
+    def by_layer(
+        self, bare: Sequence[Asked], strengths: dict[Any, float], way: Way
+    ) -> tuple[list[TaskLayer], np.ndarray]:
+        """Accuracy with every vector after every block, each at its chosen strength; and whether each question is
+        answered right after each block in one way, [L,N]."""
         n = max(1, self.spec.controls // 10)
         settings = []
         for layer in range(self.model.n_layers):
             settings += [self.edits(way, layer, strengths[way]) for way in WAYS]
             settings += self.random("replace", layer, 1.0, n)
             settings += self.random("function_vector", layer, strengths["function_vector"], n)
-        hits = right_under(self.model, bare, settings, self.progress).mean(1).reshape(self.model.n_layers, -1)
-        return [
+        hits_LSN = right_under(self.model, bare, settings, self.progress).reshape(self.model.n_layers, -1, len(bare))
+        layers = [
             TaskLayer(
                 layer=layer,
                 replace=row[0],
@@ -300,8 +315,9 @@ class TaskVectors:
                 random=row[3 : 3 + n].mean(),
                 random_heads=row[3 + n :].mean(),
             )
-            for layer, row in enumerate(hits)
+            for layer, row in enumerate(hits_LSN.mean(2))
         ]
+        return layers, hits_LSN[:, WAYS.index(way)].astype(float)
 
     def heads(self) -> list[Head]:
         """Every head's indirect effect."""
@@ -310,13 +326,3 @@ class TaskVectors:
             for layer in range(self.model.n_layers)
             for head in range(self.model.n_heads)
         ]
-
-
-def _neutral_states(model: Model, n: int, generator: np.random.Generator) -> list[Tensor]:
-    """States of random tokens of neutral text, each [L,D]; never a text's first token."""
-    texts = neutral_texts()
-    asked = []
-    for i in generator.integers(0, len(texts), n):
-        ids = model.encode(texts[i]).ids
-        asked.append(Asked(ids[: int(generator.integers(2, min(40, len(ids)) + 1))], 0))
-    return list(last_states(model, asked).float().unbind(1))
