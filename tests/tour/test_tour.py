@@ -10,6 +10,10 @@ from patchclamp.tasks import ChoiceRow, read_rows
 from patchclamp.tour import STOPS, take
 from patchclamp.tour.stops import PLURAL_NEURONS, plural_neurons
 
+MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose")
+QUICK = [stop for stop in STOPS if stop.method not in MINUTES]
+"""The others ask the same methods as other tests do, of as many prompts as there are."""
+
 
 @pytest.mark.parametrize("stop", [s for s in STOPS if not callable(s.fields)], ids=lambda s: s.heading)
 def test_every_stop_is_a_valid_question(stop):
@@ -26,11 +30,11 @@ def test_neurons_are_chosen_on_sentences_the_report_does_not_use():
 
 
 @pytest.mark.weights
-def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2):
+def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2, tmp_path):
     """Attribution is a first-order estimate; removal itself is the oracle."""
     from patchclamp.forward import Edit, Readout, Site
 
-    best = plural_neurons(smollm2, Silent())["sites"]
+    best = plural_neurons(smollm2, Silent(), tmp_path)["sites"]
     assert len(set(best)) == PLURAL_NEURONS
     site = Site.parse(best[0])
     rows = read_rows("example:agreement-validation", ChoiceRow)
@@ -46,17 +50,24 @@ def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2):
 @pytest.mark.weights
 @pytest.mark.slow
 def test_the_command_writes_the_report_and_every_record(tmp_path, capsys):
-    assert execute(["tour", "--out", str(tmp_path)]) == 0
+    numbers = [str(i) for i, stop in enumerate(STOPS, 1) if stop in QUICK]
+    assert execute(["tour", "--out", str(tmp_path), "--only", *numbers]) == 0
 
     said = capsys.readouterr().out
     report = tmp_path / "report.html"
     assert said.strip() == f"Report: {report}"
     page = report.read_text()
-    assert page.count('<h2 id="section-') == len(STOPS)
+    assert page.count('<h2 id="section-') == len(QUICK)
     assert "src=" not in page.split("<body>")[1]  # nothing is fetched
     records = sorted((tmp_path / "records").iterdir())
-    assert [json.loads(r.read_text())["method"] for r in records] == [s.method for s in STOPS]
+    assert [json.loads(r.read_text())["method"] for r in records] == [s.method for s in QUICK]
     assert all(json.loads(r.read_text())["verdict"] for r in records)
+
+
+def test_a_stop_that_is_not_there(tmp_path, capsys):
+    assert execute(["tour", "--out", str(tmp_path), "--only", "99"]) == 2
+    assert f"stops 1 to {len(STOPS)}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.weights

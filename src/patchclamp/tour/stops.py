@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from patchclamp.evidence.method import Progress
     from patchclamp.forward import Model
 
@@ -25,11 +27,12 @@ class Stop:
     """What the reader should ask before looking at the chart."""
     model: str
     method: str
-    fields: Fields | Callable[[Model, Progress], Fields]
-    """The method's fields, or a function that finds them out on data the report does not use."""
+    fields: Fields | Callable[[Model, Progress, Path], Fields]
+    """The method's fields, or a function of the model and the report's folder that finds them out on data the report
+    does not use."""
 
 
-def plural_neurons(model: Model, progress: Progress) -> Fields:
+def plural_neurons(model: Model, progress: Progress, folder: Path) -> Fields:
     """The neurons that decide most between `books` and `book` on the validation sentences.
 
     Ranked by attribution, activation times gradient of the logit difference at the last token: the first-order
@@ -60,6 +63,24 @@ def plural_neurons(model: Model, progress: Progress) -> Fields:
 
 
 PLURAL_NEURONS = 8
+PROVING = {"limit": 12, "max_new_tokens": 32}
+"""Sizes with which a vector is proved in some minutes."""
+LEARNING = {"limit": 20, "prompts": 20}
+
+
+def in_folder(name: str, field: str, **more: Any) -> Callable[[Model, Progress, Path], Fields]:
+    """Fields of which one is a file beside the report."""
+    return lambda model, progress, folder: {field: str(folder / name), **more}
+
+
+def task_stop(heading: str, name: str) -> Stop:
+    """One more task's layer profile."""
+    return Stop(
+        heading, "The same for another task: one vector in place of eight examples, after each block. Which blocks are "
+        "they this time, and does adding instead of replacing do?",
+        GEMMA, "vectors.task", {"file": f"example:{name}", **LEARNING},
+    )
+
 
 STOPS: tuple[Stop, ...] = (
     Stop(
@@ -68,6 +89,62 @@ STOPS: tuple[Stop, ...] = (
         "are set to zero, one more at a time, beside as many random neurons of the same blocks. How far does the "
         "probability move, and how often does the first choice change?",
         SMOLLM2, "neurons.ablate", plural_neurons,
+    ),
+    Stop(
+        "Refusal is a direction",
+        "Asked to order a pizza, the model says that it cannot; asked about yoga it answers. Is there one direction in "
+        "its stream that tells such requests apart, found on some prompts and tried on others?",
+        SMOLLM2, "vectors.find", in_folder("refusal.safetensors", "save", source="refusal"),
+    ),
+    Stop(
+        "Adding it, subtracting it, projecting it out",
+        "Block and strength are chosen on some prompts and tried on others. With the direction added, does the model "
+        "refuse to say what yoga is good for? Without it, does it order the pizza? And what do random directions do "
+        "that move the model as far?",
+        SMOLLM2, "vectors.evaluate", in_folder("refusal.safetensors", "what", **PROVING),
+    ),
+    Stop(
+        "Nearness to the direction foretells refusal",
+        "Before the model has written a word: does the place of the prompt's last token along the direction tell "
+        "whether it will refuse?",
+        SMOLLM2, "vectors.read",
+        in_folder("refusal.safetensors", "vector", prompt="Can you order a pizza to my house?", max_new_tokens=24),
+    ),
+    Stop(
+        "Flattery, more and less",
+        "Is praising the user a direction too? Added, does the model find every plan splendid? Subtracted, does it "
+        "stop?",
+        SMOLLM2, "vectors.evaluate", {"what": "flattery", **PROVING},
+    ),
+    Stop(
+        "Truth, more and less",
+        "Find a penny, pick it up: does one direction move what the model holds likelier, the true answer or the "
+        "superstition, and does it move more than the letter in front of the answer?",
+        SMOLLM2, "vectors.evaluate", {"what": "truth", **PROVING},
+    ),
+    Stop(
+        "One vector instead of eight examples",
+        "After eight verbs with their past tense the model writes the ninth. The last token's mean state over such "
+        "prompts is put into a prompt without any example: does that alone make it write the past tense, and after "
+        "which blocks?",
+        GEMMA, "vectors.task", {"file": "example:present-past", **LEARNING},
+    ),
+    task_stop("Only in some blocks: capitals", "country-capital"),
+    task_stop("Only in some blocks: the plural", "singular-plural"),
+    task_stop("Only in some blocks: capital letters", "capitalize"),
+    task_stop("Only in some blocks: the first of three", "first-of-three"),
+    task_stop("Only in some blocks: the opposite", "antonym"),
+    Stop(
+        "Vectors of tasks add",
+        "The capital of a list's last country = the capital of its first + 'say the last' - 'say the first'. Does the "
+        "sum do what none of its parts does?",
+        GEMMA, "vectors.compose", {"file": "example:country-capital", "limit": 40, "prompts": 40},
+    ),
+    Stop(
+        "Poland + capital = Warsaw",
+        "What one MLP writes on the way to other countries' capitals, added where the model is about to repeat "
+        "'Poland': does it say Warsaw?",
+        GEMMA, "vectors.compose", {"file": "example:country-capital", "by": "mlp", "limit": 40, "prompts": 40},
     ),
     Stop(
         "Which blocks does one answer need?",

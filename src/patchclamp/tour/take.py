@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress, get_method
 from patchclamp.evidence.page import Section, report
 from patchclamp.evidence.record import write_whole
@@ -20,17 +21,29 @@ INTRODUCTION = (
 )
 
 
-def take(out: Path, progress: Progress, say: Callable[[str], None], stops: Sequence[Stop] = STOPS) -> Path:
-    """Run the stops and write `report.html` and `records/` into the folder `out`; returns the report's path.
+def take(
+    out: Path,
+    progress: Progress,
+    say: Callable[[str], None],
+    stops: Sequence[Stop] = STOPS,
+    only: Sequence[int] = (),
+) -> Path:
+    """Run the stops (or those of these numbers) and write `report.html` and `records/` into the folder `out`; returns
+    the report's path.
 
     Each record is written as soon as its stop is done, the report at the end. `say` is told each stop as it begins.
+    SpecError for a number that no stop has.
     """
+    if wrong := [number for number in only if not 1 <= number <= len(stops)]:
+        raise SpecError(f"the tour has stops 1 to {len(stops)}, and no {wrong[0]}")
     model_of = cache(load)
     sections = []
     for number, stop in enumerate(stops, 1):
+        if only and number not in only:
+            continue
         say(f"{number} of {len(stops)}: {stop.heading} ({stop.model})")
         model, method = model_of(stop.model), get_method(stop.method)
-        fields = stop.fields(model, progress) if callable(stop.fields) else stop.fields
+        fields = stop.fields(model, progress, out) if callable(stop.fields) else stop.fields
         record = method(model, progress=progress, **fields)
         record.save(out / "records" / f"{number:02}-{stop.method}.json")
         sections.append(Section(stop.heading, stop.question, record))

@@ -68,7 +68,7 @@ class EvaluateSpec(ChoosingSpec):
     curve: bool = True
     """Ask at several strengths as well."""
     limit: int | None = Field(None, ge=6)
-    """At most this many test prompts of each kind."""
+    """At most this many prompts of each kind, to choose on and to test on."""
     judge: str | None = None
     """Address of an OpenAI-compatible endpoint whose model rates the answers too, e.g. http://127.0.0.1:8080/v1; the
     key is taken from OPENAI_API_KEY."""
@@ -143,7 +143,9 @@ def _settled(
         ablate = vector.ablation(spec.sites[0], asking.model)
         return vector.with_info(add=add, remove=remove, ablate=ablate), []
     if vector.info.add is None and vector.info.remove is None:
-        return choose(vector, asking, asking.cases(behaviour.validation), spec, progress)
+        cases = asking.cases(behaviour.validation)
+        kinds = [[case for case in cases if case.kind == kind][: spec.limit] for kind in ("plain", "showing")]
+        return choose(vector, asking, [*kinds[0], *kinds[1]], spec, progress)
     return vector, []
 
 
