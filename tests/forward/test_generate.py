@@ -11,7 +11,7 @@ import torch
 from oracle import Change, greedy
 from tiny import SPREAD, direction, ids, tiny_model, tiny_tokenizer
 
-from patchclamp.errors import EditError, InputError, PromptError
+from patchclamp.errors import EditError, InputError, PromptError, SiteError
 from patchclamp.forward import Edit, When
 from patchclamp.forward.batch import compute_prefix
 
@@ -175,6 +175,24 @@ def test_streaming_draws_the_same_sample():
     stream = model.stream(ids(5), **settings)
     torch.rand(5)
     assert "".join(stream) == model.generate(ids(5), **settings).text
+
+
+@pytest.mark.parametrize("name", ["llama-wide-heads", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("site", ["resid.1", "head.0.1", "mlp.2", "neuron.1"])
+def test_a_watched_answer_comes_with_the_values_it_is_written_from(name, site):
+    model, prompt = tiny_model(name), ids(5)
+    edits = [Edit.add("resid.0", torch.ones(model.d_model), 0.5, "raw")]
+    pieces, values = zip(*model.watch(prompt, site, edits, N), strict=True)
+    said = model.generate(prompt, edits, N)
+    assert "".join(pieces) == said.text
+    whole = model.run((*prompt, *said.tokens[:-1]), edits, read=site)
+    assert torch.allclose(torch.cat(values), whole[len(prompt) - 1 :][: len(torch.cat(values))], atol=1e-4)
+    assert "".join(model.stream(prompt, edits, N)) == said.text
+
+
+def test_what_is_watched_has_no_positions():
+    with pytest.raises(SiteError, match="leave the positions out"):
+        tiny_model("llama-wide-heads").watch(ids(5), "resid.1@last")
 
 
 def test_stream_is_a_stream():

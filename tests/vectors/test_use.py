@@ -348,6 +348,17 @@ def test_the_projection_detects_refusals(smollm2, refusal):
 
 
 @weights
+def test_a_refusal_is_seen_while_it_is_written(smollm2, refusal):
+    vector = pc.load_vector(refusal[1], smollm2)
+    asked = [[{"role": "user", "content": text}] for text in ("Can you order a pizza to my house?", "Name a river.")]
+    refused, answered = (list(vector.watch(smollm2, one, "resid.18", max_new_tokens=8)) for one in asked)
+    assert "".join(piece for piece, _ in refused) == smollm2.generate(asked[0], max_new_tokens=8).text
+    assert refused[0][1] > 0.5 > answered[0][1]
+    with pytest.raises(SpecError, match="no direction at"):
+        vector.watch(smollm2, asked[0], "resid.99")
+
+
+@weights
 def test_a_vector_file_is_shown(smollm2, refusal, tmp_path):
     record = pc.run("vectors.show", smollm2, vector=refusal[1])
     assert record.result.info.behaviour == "refusal"

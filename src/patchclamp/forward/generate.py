@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Queue
 from threading import Thread
@@ -204,10 +204,12 @@ class _Abandoned(Exception):
 
 
 class _Pieces:
-    """A streamer for transformers' `generate`: hands each new token's id to the consuming thread."""
+    """A streamer for transformers' `generate`: hands each new token's id to the consuming thread, with the last row of
+    what `seen` was given before."""
 
-    def __init__(self) -> None:
-        self.queue: Queue[int | BaseException | None] = Queue()
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.queue: Queue[tuple[int, Tensor | None] | BaseException | None] = Queue()
+        self.seen = seen
         self.prompt = True
         self.abandoned = False
 
@@ -217,15 +219,29 @@ class _Pieces:
         if self.prompt:
             self.prompt = False
             return
-        self.queue.put(int(value.flatten()[0]))
+        self.queue.put((int(value.flatten()[0]), self.seen.pop()[-1].float().cpu() if self.seen else None))
+        self.seen.clear()
 
     def end(self) -> None:
         self.queue.put(None)
 
 
-def stream(run: Callable[[Any], Any], tokenizer: Any) -> Iterator[str]:
-    """The answer's text piece by piece, while `run` generates it in a second thread."""
-    pieces = _Pieces()
+def watching(ready: ReadyEdit, seen: list[Tensor]) -> ReadyEdit:
+    """An edit that changes nothing, and puts the values it passes into `seen`."""
+
+    def look(value: Tensor) -> Tensor:
+        seen.append(value.detach().clone())
+        return value
+
+    return replace(ready, change=look)
+
+
+def stream(
+    run: Callable[[Any], Any], tokenizer: Any, seen: list[Tensor] | None = None
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """The answer's text piece by piece, while `run` generates it in a second thread; with each piece what was `seen` at
+    the tokens it was written from."""
+    pieces = _Pieces([] if seen is None else seen)
 
     def work() -> None:
         try:
@@ -236,18 +252,20 @@ def stream(run: Callable[[Any], Any], tokenizer: Any) -> Iterator[str]:
     thread = Thread(target=work, daemon=True)
     thread.start()
     ids: list[int] = []
+    values: list[Tensor] = []
     said = text = ""
     try:
         while (item := pieces.queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            ids.append(item)
+            ids.append(item[0])
+            values += [item[1]] if item[1] is not None else []
             text = tokenizer.decode(ids, skip_special_tokens=True)
             if not text.endswith("�") and len(text) > len(said):
-                yield text[len(said) :]
-                said = text
+                yield text[len(said) :], values
+                said, values = text, []
         if len(text) > len(said):
-            yield text[len(said) :]
+            yield text[len(said) :], values
     finally:
         # a reader who stops early must not leave the model generating, with hooks on it, behind their back
         pieces.abandoned = True

@@ -18,7 +18,7 @@ from patchclamp.forward.calls import Capture, Prompts, as_prompts, as_sites, edi
 from patchclamp.forward.depend import Dependencies
 from patchclamp.forward.edit import Edit
 from patchclamp.forward.execute import Track, accepts_positions, execute
-from patchclamp.forward.generate import generate, stream
+from patchclamp.forward.generate import generate, stream, watching
 from patchclamp.forward.plan import Mode, Plan, Row
 from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, token_indices, value_shape
 from patchclamp.forward.prove import prove_shortcuts
@@ -226,16 +226,37 @@ class Model:
     ) -> Iterator[str]:
         """One prompt's answer piece by piece, as it is generated. Other runs wait until the answer is whole, or its
         reader has gone."""
-        encoded = self.encode(prompt)
         settings = self._settings(max_new_tokens, sample, temperature, top_p, True)
+        return (piece for piece, _ in self._stream(prompt, edits, settings, seed if sample else None))
+
+    def watch(
+        self, prompt: Any, site: str | Site, edits: Sequence[Edit] = (), max_new_tokens: int = 64
+    ) -> Iterator[tuple[str, Tensor]]:
+        """One prompt's greedy answer piece by piece, as `stream`, each with the values at a site that it was written
+        from: those of the tokens before its own, [tokens of the piece, …], after the edits. No positions in `site`."""
+        where = Site.parse(site)
+        if where.positions.kind != "all":
+            raise SiteError(f"{where}: watched are the tokens an answer is written from; leave the positions out")
+        settings = self._settings(max_new_tokens, False, 1.0, 1.0, True)
+        watched = self._stream(prompt, edits, settings, None, where)
+        return ((piece, torch.stack(values)) for piece, values in watched)
+
+    def _stream(
+        self, prompt: Any, edits: Sequence[Edit], settings: dict[str, Any], seed: int | None,
+        watched: Site | None = None,
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        encoded, seen = self.encode(prompt), list[Tensor]()
         with self._in_turn():
             ready = self._ready_for_generation([edits], [encoded])
+            if watched is not None:
+                (looking,) = self._ready_prompt([Edit.scale(watched, 1.0)], encoded)
+                ready[0].append(watching(looking, seen))
 
         def run(streamer: Any) -> None:
-            with self._in_turn(), _seeded(seed if sample else None):
+            with self._in_turn(), _seeded(seed):
                 generate(self.anatomy, self.tokenizer, [encoded], ready, settings, streamer)
 
-        return stream(run, self.tokenizer)
+        return stream(run, self.tokenizer, seen)
 
     @staticmethod
     def _settings(n: int, sample: bool, temperature: float, top_p: float, use_cache: bool) -> dict[str, Any]:

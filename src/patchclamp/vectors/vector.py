@@ -6,10 +6,10 @@ rest as JSON (`VectorInfo`). `controlvector.py` reads and writes the GGUF files 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -116,6 +116,20 @@ class SteeringVector:
             raise SpecError(f"the vector {self.info.name!r} does not say where its two sides lie at {site}; give the "
                             "coordinate above which it counts as active (--above)")
         return When(direction=direction, above=sum(self.info.means[site]) / 2 if above is None else above)  # type: ignore[arg-type]
+
+    def watch(
+        self, model: Model, prompt: Any, site: str, edits: Sequence[Edit] = (), max_new_tokens: int = 64
+    ) -> Iterator[tuple[str, float]]:
+        """The model's answer piece by piece while it is generated, each with how far along this vector the state lies
+        that it is written from: 0 at the mean of plain prompts, 1 at that of showing ones; of a piece of several tokens
+        the furthest. SpecError if these are not known."""
+        (direction,) = self.at([site]).values()
+        if site not in self.info.means or len(set(self.info.means[site])) == 1:
+            raise SpecError(f"the vector {self.info.name!r} does not say where its two sides lie at {site}")
+        plain, showing = self.info.means[site]
+        unit = direction / direction.norm()
+        watched = model.watch(prompt, site, edits, max_new_tokens)
+        return ((piece, float(((values @ unit).max() - plain) / (showing - plain))) for piece, values in watched)
 
     def ablation(self, site: str, model: Model) -> Ablation:
         """Projecting the site's direction out: everywhere, if it is a direction of the residual stream, else there."""
