@@ -177,6 +177,19 @@ def test_choosing_writes_into_the_file_and_reports_what_was_tried(tmp_path):
     assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
+def test_heads_are_used_together_the_best_first(tmp_path):
+    model, path = tiny_model("llama"), str(tmp_path / "v.safetensors")
+    pc.run("vectors.find", model, source=behaviour_file(tmp_path), point="head", how="logistic", save=path, controls=2)
+    info = pc.load_vector(path, model).info
+    record = pc.run("vectors.select", model, vector=path, max_new_tokens=6)
+    best = sorted(info.auroc, key=lambda site: -info.auroc[site])
+    tried = {one.use: [] for one in record.result.tried}
+    for one in record.result.tried:
+        tried[one.use].append(set(one.sites))
+    assert all(sites in (set(best[:4]), set(best[:12])) for sites in tried["add"] + tried["subtract"])
+    assert all(len(sites) == 1 for sites in tried["project_out"])
+
+
 def test_the_users_own_prompts_replace_one_side_each(tmp_path):
     model, behaviour = tiny_model("llama"), behaviour_file(tmp_path)
     own = tmp_path / "own.txt"

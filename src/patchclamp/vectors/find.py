@@ -97,7 +97,7 @@ def find_vector(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
         )
         for site, score, showing_NW, plain_NW in zip(sites, scores, showing_SNW, plain_SNW, strict=True)
     ]
-    path = vector.save(spec.save)
+    path = vector.with_info(auroc={one.site: one.auroc for one in found}).save(spec.save)
     best = max(found, key=lambda one: one.auroc)
     result = FindResult(
         sites=found,

@@ -31,6 +31,9 @@ COARSE = {"add": (1.2,), "subtract": (0.6, 1.2, 2.4, 4.0)}
 what costs too much is known there before anything is generated."""
 FINE = {"add": (0.8, 1.1, 1.5), "subtract": (0.4, 0.6, 0.8, 1.1, 1.5, 2.0, 2.6, 3.4, 4.5)}
 FINE_TOGETHER = {"add": (0.4, 0.7, 1.0), "subtract": (0.4, 0.6, 0.8, 1.1, 1.5, 2.0, 2.6)}
+HEADS = (4, 12, 48)
+"""Numbers of heads that are used together."""
+FINE_HEADS = {"add": (1.0, 3.0, 8.0), "subtract": (1.0, 2.0, 4.0, 8.0, 16.0)}
 STRONGEST = 2
 """Of the affordable strengths of subtracting at one place those that are tried."""
 FIRST, LAST = 0.2, 0.9
@@ -161,6 +164,25 @@ class _Trial:
 
     def search(self, progress: Progress) -> tuple[list[Tried], Tried | None]:
         """The finalists, judged on all prompts, and the best of them."""
+        second = self.of_heads() if self.is_of_heads else self.of_blocks(progress)
+        finals = self.best_of(second, ROUNDS[1], progress, "fine")[: FINALISTS + 1]
+        judged = [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
+        return [one for one, _ in judged], self.best(judged)
+
+    @property
+    def is_of_heads(self) -> bool:
+        return all(Site.parse(site).unit is not None for site in self.vector.directions)
+
+    def of_heads(self) -> list[Tried]:
+        """Candidates for the second round: the heads together that tell the two sides apart best (Li et al. 2023)."""
+        known = self.vector.info.auroc
+        ranked = sorted(self.vector.directions, key=lambda site: -known.get(site, 0.0))
+        sets = [(site,) for site in ranked[: max(HEADS)]] if self.use == "project_out" else [
+            tuple(ranked[:k]) for k in HEADS if k <= len(ranked)]
+        return [one for some in sets[:COARSE_SITES] for one in self.made(some, FINE_HEADS)]
+
+    def of_blocks(self, progress: Progress) -> list[Tried]:
+        """Candidates for the second round: the best of the first, which tries every few blocks, with neighbours."""
         n = self.model.n_layers
         every = [site for site in self.vector.directions if FIRST * n <= (Site.parse(site).layer or 0) <= LAST * n]
         coarse = every[:: max(1, len(every) // COARSE_SITES)]
@@ -169,10 +191,7 @@ class _Trial:
         )
         sites = list(dict.fromkeys(one.sites[0] for one in first))[:FINALISTS]
         places: list[tuple[str, ...]] = [(site,) for site in sites] + self.neighbours(sites[0])
-        second = [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
-        finals = self.best_of(second, ROUNDS[1], progress, "fine")[: FINALISTS + 1]
-        judged = [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
-        return [one for one, _ in judged], self.best(judged)
+        return [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
 
     @property
     def name(self) -> str:

@@ -70,6 +70,8 @@ class VectorInfo(BaseModel):
     """Hashes of the prompts it was found with, so that it is not judged on these."""
     means: dict[str, tuple[float, float]] = {}
     """Site -> mean coordinates along its direction of the plain and of the showing prompts."""
+    auroc: dict[str, float] = {}
+    """Site -> how well projections told held-out prompts apart when it was found."""
     add: Setting | None = None
     """The chosen way of adding it."""
     remove: Setting | None = None
