@@ -5,9 +5,9 @@
 
 Every contender reads the same 128 pairs of texts at their last token and finds a direction in every block: repeng
 the first principal component of the differences, steering-vectors the difference of means, patchclamp both. A bare
-forward of the same batches (no logits but the last, nothing read) shows what reading costs. Contenders take turns,
+forward of the same texts (no logits but the last, nothing read) shows what reading costs. Contenders take turns,
 another one first in each round. Printed: medians, ratios, peak memory of each process, and the smallest cosine over
-blocks.
+blocks; with repeng without the last one, whose state repeng takes after the final norm and patchclamp before it.
 """
 
 from __future__ import annotations
@@ -71,11 +71,15 @@ class Running:
         self.process.wait()
 
 
-def agreement(ours: Path, theirs: Path, prefix: str) -> float:
+def agreement(ours: Path, theirs: Path, prefix: str, without: str = "") -> float:
     """Smallest cosine over the blocks both have."""
     a, b = load_file(ours), load_file(theirs)
-    shared = [name for name in b if f"{prefix}.{name}" in a]
+    shared = [name for name in b if f"{prefix}.{name}" in a and name != without]
     return min(float(torch.cosine_similarity(a[f"{prefix}.{n}"].double(), b[n].double(), dim=0)) for n in shared)
+
+
+def n_blocks(path: Path) -> int:
+    return len(load_file(path))
 
 
 def run(model: str, rounds: int) -> None:
@@ -101,10 +105,11 @@ def run(model: str, rounds: int) -> None:
             middle = statistics.median(seconds[name])
             print(f"  {name:18} {middle:7.2f} s  {middle / base:5.2f}x  peak {memory[name]:.0f} MB over the model's")
         own = Path(scratch)
+        last = f"resid.{n_blocks(own / 'patchclamp.safetensors') - 1}"
         print(f"  mean difference, smallest cosine with steering-vectors: "
               f"{agreement(own / 'patchclamp.safetensors', own / 'steering-vectors.safetensors', 'mean'):.7f}")
         print(f"  first component, smallest cosine with repeng: "
-              f"{agreement(own / 'patchclamp-pca.safetensors', own / 'repeng.safetensors', 'pca'):.7f}")
+              f"{agreement(own / 'patchclamp-pca.safetensors', own / 'repeng.safetensors', 'pca', last):.7f}")
 
 
 def main() -> None:

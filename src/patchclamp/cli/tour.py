@@ -14,7 +14,7 @@ def tour(
     *,
     out: Annotated[Path, Parameter(help="The folder for the report and its records.")] = Path("tour"),
     only: Annotated[tuple[int, ...], Parameter(help="Numbers of the stops to run, for a shorter tour; each by itself "
-                                               "needs the files of those before it.", negative="")] = (),
+                                               "needs the files of those before it.", negative="", consume_multiple=True)] = (),
 ) -> None:
     """Put the lecture's claims to the test on the embedded models and write one report."""
     with standard_output_kept_clean(), TerminalProgress() as progress:

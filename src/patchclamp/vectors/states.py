@@ -92,12 +92,14 @@ def states(
 
     All sites have to be of one width."""
     wanted = [Site.parse(site) for site in sites]
-    found: list[Tensor] = []
+    order = sorted(range(len(examples)), key=lambda i: len(model.encode(examples[i].prompt)))  # little padding
+    found: dict[int, Tensor] = {}
     starts = range(0, len(examples), AT_ONCE)
     for first in (progress or Silent()).track(starts, "reading states", len(starts)):
-        some = examples[first : first + AT_ONCE]
-        plan = Plan.of([(one.prompt, (), [Readout.value(site.at(one.positions)) for site in wanted]) for one in some])
-        for one, values in zip(some, model.execute(plan), strict=True):
+        some = order[first : first + AT_ONCE]
+        asked = [examples[i] for i in some]
+        plan = Plan.of([(one.prompt, (), [Readout.value(site.at(one.positions)) for site in wanted]) for one in asked])
+        for i, one, values in zip(some, asked, model.execute(plan), strict=True):
             single = Site.parse(f"embed@{one.positions}").positions.single
-            found.append(torch.stack([value.double() if single else value.double().mean(0) for value in values]))
-    return torch.stack(found, dim=1)
+            found[i] = torch.stack([value.double() if single else value.double().mean(0) for value in values])
+    return torch.stack([found[i] for i in range(len(examples))], dim=1)
