@@ -51,7 +51,7 @@ def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2, tmp_p
 @pytest.mark.slow
 def test_the_command_writes_the_report_and_every_record(tmp_path, capsys):
     numbers = [str(i) for i, stop in enumerate(STOPS, 1) if stop in QUICK]
-    assert execute(["tour", "--out", str(tmp_path), "--only", *numbers]) == 0
+    assert execute(["tour", "--out", str(tmp_path), "--only", ",".join(numbers)]) == 0
 
     said = capsys.readouterr().out
     report = tmp_path / "report.html"
@@ -67,6 +67,8 @@ def test_the_command_writes_the_report_and_every_record(tmp_path, capsys):
 def test_a_stop_that_is_not_there(tmp_path, capsys):
     assert execute(["tour", "--out", str(tmp_path), "--only", "99"]) == 2
     assert f"stops 1 to {len(STOPS)}" in capsys.readouterr().err
+    assert execute(["tour", "--out", str(tmp_path), "--only", "x"]) == 2
+    assert "numbers of stops" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
