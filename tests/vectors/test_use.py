@@ -333,15 +333,15 @@ def test_a_random_answer_stands_beside_steering_of_any_tokens(smollm2, refusal, 
 
 @weights
 def test_response_only_steering_is_the_same_with_and_without_the_cache(smollm2, refusal):
-    from patchclamp.vectors.vector import load_vector
+    from patchclamp.tasks.behaviour import read_behaviour
 
-    direction = load_vector(refusal[1], smollm2).directions["resid.18"]
+    direction = pc.load_vector(refusal[1], smollm2).directions["resid.18"]
     edit = Edit.add("resid.18@response", direction, 1.5, "raw")
-    for text in ("What are three benefits of yoga?", "Name a river."):
-        prompt = [{"role": "user", "content": text}]
-        cached, plain = (smollm2.generate(prompt, [edit], 12, use_cache=use).tokens for use in (True, False))
-        assert cached == plain
-        assert cached != smollm2.generate(prompt, max_new_tokens=12).tokens
+    prompts = [[{"role": "user", "content": text}] for text in read_behaviour("refusal").test.plain[:20]]
+    cached, plain = (smollm2.generate(prompts, [edit], 12, use_cache=use) for use in (True, False))
+    assert [one.tokens for one in cached] == [one.tokens for one in plain]
+    unsteered = smollm2.generate(prompts, max_new_tokens=12)
+    assert sum(a.tokens != b.tokens for a, b in zip(cached, unsteered, strict=True)) > 15
 
 
 @weights
