@@ -38,19 +38,46 @@ class Recognised(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["refusal", "phrases", "choice"]
+    kind: Literal["refusal", "phrases", "tokens", "choice", "classifier", "judge"]
     """`refusal`: the text says that it will not or cannot. `phrases`: more of `phrases` than of `against` are found in
-    it. `choice`: of a pair's two answers the model finds the one that shows the behaviour likelier."""
+    it. `tokens`: it begins with one of `tokens`. `choice`: of a pair's two answers the model finds the one that shows
+    the behaviour likelier. `classifier`: a text classifier gives it `label`. `judge`: a language model behind an
+    OpenAI-compatible endpoint says yes to `question`."""
     phrases: tuple[Text, ...] = ()
     """Words and phrases of the behaviour, lower case."""
     against: tuple[Text, ...] = ()
     """Words and phrases of its absence."""
+    tokens: tuple[Text, ...] = ()
+    """Beginnings of an answer that shows it."""
+    model: Text | None = None
+    """The classifier's Hugging Face id or folder, or the judge's name at its endpoint."""
+    label: Text | None = None
+    """The classifier's label of texts that show it."""
+    url: Text | None = None
+    """The judge's endpoint."""
+    question: Text | None = None
+    """What the judge is asked of a text, e.g. `Does the writer flatter the reader?`"""
 
     @model_validator(mode="after")
-    def _has_phrases(self) -> Recognised:
-        if (self.kind == "phrases") != bool(self.phrases):
-            raise ValueError("phrases are given with kind 'phrases', and only with it")
+    def _has_its_fields(self) -> Recognised:
+        needed, possible = FIELDS[self.kind]
+        given = {name for name in type(self).model_fields if name != "kind" and getattr(self, name)}
+        if missing := [name for name in needed if name not in given]:
+            raise ValueError(f"a detector of kind {self.kind!r} needs {' and '.join(missing)}")
+        if extra := sorted(given - {*needed, *possible}):
+            raise ValueError(f"a detector of kind {self.kind!r} has no {' or '.join(extra)}")
         return self
+
+
+FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "refusal": ((), ()),
+    "phrases": (("phrases",), ("against",)),
+    "tokens": (("tokens",), ()),
+    "choice": ((), ()),
+    "classifier": (("model", "label"), ()),
+    "judge": (("url", "model", "question"), ()),
+}
+"""A detector's fields by its kind: those it needs, and those it may have."""
 
 
 class Examples(BaseModel):

@@ -15,7 +15,7 @@ from patchclamp.forward import Edit, Generated, Model, Plan, Readout
 from patchclamp.forward.calls import edits_by_prompt
 from patchclamp.tasks.behaviour import Asked, Examples, Recognised
 from patchclamp.tasks.rows import BehaviourRow
-from patchclamp.vectors.detect import shows
+from patchclamp.vectors.detect import recognise
 from patchclamp.vectors.measure import answers
 from patchclamp.vectors.states import answered, as_prompt
 
@@ -80,7 +80,7 @@ class Asking(NamedTuple):
         if not self.reads_answers:
             return self.leaning(cases, edits) > 0
         assert said is not None
-        return np.array([shows(self.detector, answer.text) for answer in said], dtype=bool)
+        return recognise(self.detector, [answer.text for answer in said])
 
     def rate(self, cases: Sequence[Case], edits: Sequence[Edit] = ()) -> np.ndarray:
         """`shown`, asking as much as is needed for it, [N]."""

@@ -10,8 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
-from patchclamp.errors import SpecError
+import numpy as np
+
+from patchclamp.errors import ModelError, SpecError
+from patchclamp.evidence.rater import Rater
 from patchclamp.tasks.behaviour import Recognised
 
 NGRAM = 3
@@ -81,12 +85,48 @@ def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(rf"(?<!\w){re.escape(p)}(?!\w)" for p in ordered) or r"(?!)")
 
 
-def shows(detector: Recognised, text: str) -> bool:
-    """Whether a text shows the behaviour. SpecError for `choice`, which compares answers and reads no text."""
+def recognise(detector: Recognised, texts: Sequence[str]) -> np.ndarray:
+    """Whether each text shows the behaviour, [N]; a degenerate one does not, nor one the judge gave no answer to.
+
+    SpecError for `choice`, which compares answers and reads no text; ModelError for a classifier or an endpoint that is
+    not there."""
     if detector.kind == "choice":
         raise SpecError("the detector 'choice' compares the likelihood of two answers; it does not judge a text")
-    if is_degenerate(text):
-        return False
+    sound = [i for i, text in enumerate(texts) if not is_degenerate(text)]
+    found_N = np.zeros(len(texts), dtype=bool)
+    found_N[sound] = _told(detector, [texts[i] for i in sound])
+    return found_N
+
+
+def _told(detector: Recognised, texts: list[str]) -> list[bool]:
     if detector.kind == "refusal":
-        return refuses(text)
-    return count_phrases(text, detector.phrases) > count_phrases(text, detector.against)
+        return [refuses(text) for text in texts]
+    if detector.kind == "phrases":
+        return [count_phrases(text, detector.phrases) > count_phrases(text, detector.against) for text in texts]
+    if detector.kind == "tokens":
+        return [normal(text).startswith(tuple(map(normal, detector.tokens))) for text in texts]
+    assert detector.model is not None
+    if detector.kind == "classifier":
+        return [label == detector.label for label in _labels(detector.model, str(detector.label), texts)]
+    assert detector.url is not None and detector.question is not None
+    answers = Rater(detector.url, detector.model).agree(detector.question, texts)
+    return [answer is True for answer in answers]
+
+
+def _labels(model: str, label: str, texts: list[str]) -> list[str]:
+    """The classifier's likeliest label of each text."""
+    classify = _classifier(model)
+    known = list(classify.model.config.label2id)
+    if label not in known:
+        raise SpecError(f"the classifier {model} has no label {label!r}; it has {', '.join(map(str, known))}")
+    return [found["label"] for found in classify(texts, truncation=True)] if texts else []
+
+
+@lru_cache(maxsize=2)
+def _classifier(model: str) -> Any:
+    from transformers import pipeline
+
+    try:
+        return pipeline("text-classification", model=model, device="cpu")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{model} is no text classifier that can be loaded: {error}") from error

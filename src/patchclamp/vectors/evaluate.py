@@ -53,8 +53,8 @@ class EvaluateSpec(ChoosingSpec):
     showing: DataFile | None = None
     """Your own prompts that the model answers with it, in place of the test prompts."""
     detector: str | None = None
-    """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a phrases detector; by default
-    the behaviour's own."""
+    """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a detector (phrases, tokens,
+    classifier, judge); by default the behaviour's own."""
     how: How = "mean"
     """The way of finding, unless a saved vector is given."""
     behaving: bool = True
@@ -120,7 +120,7 @@ def _subject(model: Model, spec: EvaluateSpec, progress: Progress) -> tuple[Stee
     if spec.detector is None:
         raise SpecError(
             f"the vector {vector.info.name!r} does not say how its behaviour is recognised: give --detector refusal, "
-            "or the file of a phrases detector"
+            "or a detector's file"
         )
     examples = read_examples(spec.showing, spec.plain)
     behaviour = parted(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.evidence.cli_hints import Positional
@@ -26,7 +26,7 @@ from patchclamp.tasks.behaviour import (
     texts_of,
 )
 from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
-from patchclamp.vectors.detect import shows
+from patchclamp.vectors.detect import recognise
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.measure import answers
 from patchclamp.vectors.states import as_prompt, auto_format
@@ -60,8 +60,8 @@ class FindingSpec(Spec):
     behaving: bool = False
     """Use only prompts on which the model does show the behaviour, and does not."""
     detector: str | None = None
-    """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a phrases detector; by default
-    the behaviour's own."""
+    """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a detector (phrases, tokens,
+    classifier, judge); by default the behaviour's own."""
     max_new_tokens: int = Field(48, ge=1, le=500)
     """Length of the answers in which the behaviour is looked for."""
 
@@ -100,15 +100,18 @@ def is_pairs_file(name: str) -> bool:
 
 
 def read_detector(name: str) -> Recognised:
-    """`refusal`, `choice`, or the phrases detector in a .json file. FileError or SpecError if it is none of these."""
+    """`refusal`, `choice`, or the detector in a .json file. FileError or SpecError if it is none of these."""
     if name in ("refusal", "choice"):
         return Recognised(kind=name)  # type: ignore[arg-type]
     path = locate_file(name)
     value = read_json(path)
     try:
         return Recognised.model_validate(value if isinstance(value, dict) else {})
-    except ValueError as error:
-        raise FileError(f'{path} is no detector: {{"kind": "phrases", "phrases": [...], "against": [...]}}') from error
+    except ValidationError as error:
+        wrong = "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
+        raise FileError(
+            f'{path} is no detector, e.g. {{"kind": "phrases", "phrases": [...], "against": [...]}}: {wrong}'
+        ) from error
 
 
 def only_behaving(model: Model, source: Source, n: int, progress: Progress) -> tuple[Examples, dict[str, int]]:
@@ -130,8 +133,8 @@ def only_behaving(model: Model, source: Source, n: int, progress: Progress) -> t
         )
         kept[side] = tuple(
             one
-            for one, answer in zip(asked, said, strict=True)
-            if shows(source.detector, answer.text) is (side == "showing")
+            for one, shown in zip(asked, recognise(source.detector, [answer.text for answer in said]), strict=True)
+            if shown == (side == "showing")
         )
         left_out[side] = len(asked) - len(kept[side])
         if len(kept[side]) < FEWEST:
