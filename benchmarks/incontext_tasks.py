@@ -31,6 +31,8 @@ def one_task(model: pc.Model, path: Path, least: float, fields: dict[str, Any]) 
         return found
     record = pc.task_vectors(model, file=str(path), **fields)
     best = record.result.best
+    if best is None:
+        return found
     rows = {row.layer: row for row in record.result.by_layer}
     return found | {
         "way": best.way, "layer": best.layer, "strength": best.strength, "accuracy": best.accuracy.mean,

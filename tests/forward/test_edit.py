@@ -214,3 +214,13 @@ def test_an_edit_too_large_for_half_precision_is_refused(kind, strength):
     with pytest.raises(EditError, match=f"overflows {kind}"):
         model.generate("w1 w2", [Edit.add("resid.1", direction * min(strength, 3.4e38), 1.0, "raw")])
     assert torch.isfinite(model.run("w1 w2", [Edit.add("resid.1", direction, 2.0, "raw")])).all()
+
+
+@pytest.mark.parametrize("size", [1e5, 1e-9])
+def test_a_directions_length_does_not_matter_in_half_precision(size):
+    model = wrap(copy.deepcopy(tiny("llama")).half(), "half")
+    direction = torch.linspace(-1, 1, model.d_model)
+    for edit in (lambda d: Edit.project_out("resid.1", d), lambda d: Edit.clamp("resid.1", d, 2.0)):
+        plain, scaled = (model.run("w1 w2", [edit(direction * factor)]) for factor in (1.0, size))
+        assert torch.allclose(plain, scaled, atol=1e-2)
+        assert not torch.allclose(plain, model.run("w1 w2"), atol=1e-2)

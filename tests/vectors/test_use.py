@@ -21,6 +21,8 @@ from patchclamp.vectors.search import natural_strength, projected_out
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector, VectorInfo
 
 weights = pytest.mark.weights
+STRONG = 3e7
+"""The neutral corpus is the same unknown word over and over to the tiny tokenizer, so its deviation is tiny too."""
 
 
 def vector_of(model, seed=0, **info):
@@ -159,11 +161,12 @@ def test_a_saved_vector_of_any_point_is_evaluated_beside_directions_at_its_own_s
     found = pc.run("vectors.find", model, source=behaviour, point=point, save=path, controls=2).result
     site = found.sites[-1].site
     record = evaluate_vector(
-        model, what=path, behaving=False, sites=[site], strength=2.0, controls=2, curve=False, max_new_tokens=6
+        model, what=path, behaving=False, sites=[site], strength=STRONG, controls=2, curve=False, max_new_tokens=6
     )
     assert record.result.add.sites == (site,)
     assert record.result.rate_random.exists
     assert len(record.result.texts) == 16
+    assert any(text.added != text.base for text in record.result.texts)
 
 
 def test_choosing_writes_into_the_file_and_reports_what_was_tried(tmp_path):
@@ -200,7 +203,7 @@ def test_the_users_own_prompts_replace_one_side_each(tmp_path):
         plain=str(own),
         behaving=False,
         sites=["resid.1"],
-        strength=2.0,
+        strength=STRONG,
         controls=2,
         curve=False,
         max_new_tokens=6,
@@ -224,13 +227,13 @@ def test_a_vector_of_no_known_behaviour_is_tested_on_half_of_the_users_own_promp
     own, detector = own_prompts(tmp_path, 20)
     path = str(vector_of(model).save(tmp_path / "v.safetensors"))
     asked = {"what": path, **own, "behaving": False, "controls": 2, "curve": False, "max_new_tokens": 6}
-    record = evaluate_vector(model, **asked, detector=detector, sites=["resid.1"], strength=2.0)
+    record = evaluate_vector(model, **asked, detector=detector, sites=["resid.1"], strength=STRONG)
     assert [text.kind for text in record.result.texts] == ["plain"] * 10 + ["showing"] * 10
     with pytest.raises(SpecError, match="does not say how its behaviour is recognised"):
-        evaluate_vector(model, **asked, sites=["resid.1"], strength=2.0)
+        evaluate_vector(model, **asked, sites=["resid.1"], strength=STRONG)
     few, detector = own_prompts(tmp_path, 8)
     with pytest.raises(FileError, match="too few"):
-        evaluate_vector(model, **asked | few, detector=detector, sites=["resid.1"], strength=2.0)
+        evaluate_vector(model, **asked | few, detector=detector, sites=["resid.1"], strength=STRONG)
 
 
 def test_a_file_of_pairs_is_parted_into_finding_choosing_and_testing(tmp_path):
@@ -241,7 +244,7 @@ def test_a_file_of_pairs_is_parted_into_finding_choosing_and_testing(tmp_path):
     ]
     path = tmp_path / "pairs.json"
     path.write_text(json.dumps(rows))
-    asked = {"sites": ["resid.1"], "strength": 2.0, "controls": 2, "curve": False, "max_new_tokens": 4}
+    asked = {"sites": ["resid.1"], "strength": STRONG, "controls": 2, "curve": False, "max_new_tokens": 4}
     record = evaluate_vector(model, what=str(path), **asked)
     questions = {text.prompt for text in record.result.texts}
     assert len(questions) == 10
@@ -251,21 +254,50 @@ def test_a_file_of_pairs_is_parted_into_finding_choosing_and_testing(tmp_path):
 
 def test_a_language_model_rates_every_condition(endpoint, tmp_path):
     model = tiny_model("llama")
-    endpoint.reply = lambda asked: '{"concept": 1, "instruction": 2, "fluency": 2}'
+    texts = {}
+
+    def reply(asked):
+        if "[answer " not in asked:
+            return "yes"
+        answer = asked.split("[answer ")[1].split("]\n")[1].split("\n[end")[0]
+        texts[answer] = len(answer) % 3
+        return f'{{"concept": {len(answer) % 3}, "instruction": 2, "fluency": 2}}'
+
+    endpoint.reply = reply
     record = evaluate_vector(
-        model, what=behaviour_file(tmp_path), behaving=False, sites=["resid.1"], strength=2.0, controls=2,
+        model, what=behaviour_file(tmp_path), behaving=False, sites=["resid.1"], strength=STRONG, controls=2,
         curve=False, max_new_tokens=6, judge=endpoint.url, judge_model="m",
     )
     ratings = {(one.kind, one.condition): one for one in record.result.ratings}
-    assert set(ratings) == {("plain", c) for c in ("base", "added", "random")} | {
-        ("showing", c) for c in ("base", "subtracted", "ablated", "random")}
-    assert all(one.answers == 8 and one.concept.mean == 1 and one.overall.mean == 1.5 for one in ratings.values())
+    assert set(ratings) == {("plain", c) for c in ("base", "added", "random_added")} | {
+        ("showing", c) for c in ("base", "subtracted", "ablated", "random_subtracted")}
+    for (kind, condition), one in ratings.items():
+        said = [getattr(text, condition) for text in record.result.texts if text.kind == kind]
+        assert one.answers == 8
+        assert one.concept.mean == pytest.approx(sum(texts[answer] if answer else 0 for answer in said) / 8)
     assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def test_answers_of_pairs_stand_beside_random_directions_of_their_own_sign(tmp_path):
+    model, rows = tiny_model("llama"), []
+    for i in range(10, 50):
+        answers = {"answer_matching_behavior": " w7 w8", "answer_not_matching_behavior": " w5"}
+        rows.append({"question": f"w{i} w2", **answers})
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    (tmp_path / "detector.json").write_text('{"kind": "phrases", "phrases": ["w1"]}')
+    record = evaluate_vector(
+        model, what=str(tmp_path / "pairs.json"), detector=str(tmp_path / "detector.json"), behaving=False,
+        sites=["resid.1"], strength=STRONG, controls=3, curve=False, max_new_tokens=6,
+    )
+    texts = record.result.texts
+    assert all(text.added != text.base for text in texts)
+    assert any(text.random_added != text.random_subtracted for text in texts)
+    assert {text.random_added for text in texts} != {text.base for text in texts}
 
 
 def test_a_judge_that_is_not_there_is_known_before_anything_is_asked(tmp_path):
     model = tiny_model("llama")
-    asked = {"what": behaviour_file(tmp_path), "sites": ["resid.1"], "strength": 2.0, "judge": "not a url"}
+    asked = {"what": behaviour_file(tmp_path), "sites": ["resid.1"], "strength": STRONG, "judge": "not a url"}
     with pytest.raises(InputError, match="no plain http"):
         evaluate_vector(model, **asked, judge_model="m")
     with pytest.raises(SpecError, match="together"):

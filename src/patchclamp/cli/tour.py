@@ -31,6 +31,6 @@ def _numbers(text: str) -> list[int]:
     from patchclamp.errors import SpecError
 
     try:
-        return [int(number) for number in text.split(",") if number.strip()]
+        return [int(number) for number in text.split(",")] if text else []
     except ValueError as error:
         raise SpecError(f"--only takes numbers of stops with commas between them, e.g. 2,3,7; got {text!r}") from error

@@ -172,9 +172,10 @@ def marked(asked: str, texts: dict[str, str]) -> str:
 
 
 def read_yes(reply: str) -> bool | None:
-    """Yes or no, the first of them in a reply; thinking aloud is left out."""
-    found = re.search(r"\b(yes|no)\b", reply.rpartition("</think>")[2].casefold())
-    return None if found is None else found[1] == "yes"
+    """Yes or no, if a reply holds one of them; thinking aloud is left out."""
+    said = reply.rpartition("</think>")[2].partition("<think>")[0]
+    found = set(re.findall(r"\b(yes|no)\b", said.casefold()))
+    return found == {"yes"} if len(found) == 1 else None
 
 
 def read_rating(reply: str) -> Rating | None:

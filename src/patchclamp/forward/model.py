@@ -235,6 +235,8 @@ class Model:
         """One prompt's greedy answer piece by piece, as `stream`, each with the values at a site that it was written
         from: those of the tokens before its own, [tokens of the piece, …], after the edits. No positions in `site`."""
         where = Site.parse(site)
+        if where.point == "pattern":
+            raise SiteError(f"{where}: attention weights cannot be watched; read them of the whole answer")
         if where.positions.kind != "all":
             raise SiteError(f"{where}: watched are the tokens an answer is written from; leave the positions out")
         settings = self._settings(max_new_tokens, False, 1.0, 1.0, True)

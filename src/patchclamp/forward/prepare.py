@@ -170,9 +170,11 @@ def ready_edit(anatomy: Anatomy, edit: Edit, encoded: Encoded, lookup: Lookup, n
     if value is None and edit.value is not None:
         value = edit.value.tensor
     value = None if value is None else _within(edit, value.to(like))
-    direction = None if edit.direction is None else _within(edit, edit.direction.tensor.to(like))
+    wide = torch.promote_types(like.dtype, torch.float32)  # in float16 the norm of a long direction overflows
+    direction = None if edit.direction is None else edit.direction.tensor.to(like.device, wide)
     _check_widths(edit, value, direction, shape, len(tokens), name)
-    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, direction), open_end=site.positions.kind == "all")
+    change = change_of(edit, value, direction, like.dtype)
+    return ReadyEdit(edit, encoded, tokens, change, open_end=site.positions.kind == "all")
 
 
 def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
@@ -213,9 +215,11 @@ def _check_widths(
         raise EditError(f"{edit.op} at {edit.site} of {name}: the value has shape {got}, expected {forms}")
 
 
-def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The edit as a function of the value [tokens, …]: what is written in its place."""
-    change = _unconditional(edit, value, direction)
+def change_of(
+    edit: Edit, value: Tensor | None, direction: Tensor | None, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
+    """The edit as a function of the value [tokens, …] of this type: what is written in its place."""
+    change = _unconditional(edit, value, direction, dtype)
     if edit.when is None:
         return change
     assert direction is not None
@@ -224,7 +228,9 @@ def change_of(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Cal
     return lambda x: torch.where((x @ along.to(x) > above).unsqueeze(-1), change(x), x)
 
 
-def _unconditional(edit: Edit, value: Tensor | None, direction: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _unconditional(
+    edit: Edit, value: Tensor | None, direction: Tensor | None, dtype: torch.dtype
+) -> Callable[[Tensor], Tensor]:
     op = edit.op
     if op == "zero":
         return torch.zeros_like
@@ -235,9 +241,12 @@ def _unconditional(edit: Edit, value: Tensor | None, direction: Tensor | None) -
         assert value is not None
         return lambda x: x * value.to(x)
     assert direction is not None
-    unit = direction / direction.norm()
+    norm = direction.norm()
+    if not norm and (op != "add" or value is not None):
+        raise EditError(f"{op} at {edit.site}: the direction is all zeros; it points nowhere")
+    unit = direction / norm
     if op == "add":
-        step = _within(edit, edit.strength * (direction if value is None else value * unit))
+        step = _within(edit, (edit.strength * (direction if value is None else value * unit)).to(dtype))
         return lambda x: x + step.to(x)
     if op == "project_out":
         return lambda x: x - (x @ unit.to(x)).unsqueeze(-1) * unit.to(x)
@@ -256,4 +265,4 @@ def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: Seque
     if value is not None and value.dim():
         raise EditError(f"{edit.op} at {edit.site} of {name} takes one number, not shape {list(value.shape)}")
     open_end = edit.site.positions.kind == "all"
-    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, None), keys, open_end)
+    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, None, torch.float32), keys, open_end)

@@ -77,7 +77,7 @@ def _job(anatomy: Anatomy, length: int, block: int | None) -> Job:
     edit = Edit.scale(f"mlp.{block}@{length - 2}", -2.0)
     assert edit.value is not None
     value = edit.value.tensor.to(anatomy.unembedding.weight)
-    return Job(encoded, [ReadyEdit(edit, encoded, [length - 2], change_of(edit, value, None))], [read])
+    return Job(encoded, [ReadyEdit(edit, encoded, [length - 2], change_of(edit, value, None, value.dtype))], [read])
 
 
 def _logits(anatomy: Anatomy, layout: Layout) -> list[torch.Tensor]:

@@ -150,7 +150,7 @@ class Behaviour(BaseModel):
 
     def with_detector(self, detector: Recognised) -> Behaviour:
         """The same prompts, recognised otherwise."""
-        return self.model_copy(update={"detector": detector})
+        return validated(Behaviour, dict(self) | {"detector": detector}, f"the behaviour {self.name!r}")
 
 
 FEWEST = 4
@@ -170,7 +170,7 @@ def parted(
     FileError where there are too few for that."""
     parts: dict[str, dict[str, Any]] = {"train": {}, "validation": {}, "test": {}}
     for side in ("showing", "plain", "pairs"):
-        some = getattr(examples, side)
+        some = list({_question(one): one for one in getattr(examples, side)}.values())
         order = np.random.default_rng(seed).permutation(len(some))
         begin = 0
         for i, part in enumerate(parts):
@@ -184,7 +184,12 @@ def parted(
                 )
             begin = end
     sets = {part: Examples(**sides) for part, sides in parts.items()}
-    return Behaviour(name=name, about=f"{name}.", format=format, detector=detector, **sets)
+    whole = {"name": name, "about": f"{name}.", "format": format, "detector": detector, **sets}
+    return validated(Behaviour, whole, name)
+
+
+def _question(one: Asked | BehaviourRow) -> Any:
+    return one.question if isinstance(one, BehaviourRow) else one
 
 
 def behaviour_names() -> tuple[str, ...]:

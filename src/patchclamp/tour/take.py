@@ -9,7 +9,7 @@ from pathlib import Path
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress, get_method
 from patchclamp.evidence.page import Section, report
-from patchclamp.evidence.record import write_whole
+from patchclamp.evidence.record import Record, write_whole
 from patchclamp.forward import load
 from patchclamp.tour.stops import STOPS, Stop
 
@@ -28,8 +28,8 @@ def take(
     stops: Sequence[Stop] = STOPS,
     only: Sequence[int] = (),
 ) -> Path:
-    """Run the stops (or those of these numbers) and write `report.html` and `records/` into the folder `out`; returns
-    the report's path.
+    """Run the stops and write `report.html` and `records/` into the folder `out`; returns the report's path. Of stops
+    that are not among `only` the records that are there already go into the report.
 
     Each record is written as soon as its stop is done, the report at the end. `say` is told each stop as it begins.
     SpecError for a number that no stop has.
@@ -39,13 +39,16 @@ def take(
     model_of = cache(load)
     sections = []
     for number, stop in enumerate(stops, 1):
+        path = out / "records" / f"{number:02}-{stop.method}.json"
         if only and number not in only:
+            if path.is_file():
+                sections.append(Section(stop.heading, stop.question, Record.from_json(path.read_bytes())))
             continue
         say(f"{number} of {len(stops)}: {stop.heading} ({stop.model})")
         model, method = model_of(stop.model), get_method(stop.method)
         fields = stop.fields(model, progress, out) if callable(stop.fields) else stop.fields
         record = method(model, progress=progress, **fields)
-        record.save(out / "records" / f"{number:02}-{stop.method}.json")
+        record.save(path)
         sections.append(Section(stop.heading, stop.question, record))
         if record.verdict:
             say(f"   {record.verdict.outcome}: {record.verdict.reason}")

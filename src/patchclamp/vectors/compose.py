@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Progress, method
 from patchclamp.evidence.verdict import judge
@@ -74,6 +75,7 @@ def compose_vectors(model: Model, spec: ComposeSpec, progress: Progress) -> Outc
     ]
     chosen = right_under(model, trial, settings, progress).mean(1).reshape(len(names), -1)
     hits = right_under(model, test, settings, progress).reshape(len(names), model.n_layers, -1).astype(float)
+    hits = _by_word(hits, [words[-1].input for words in lists.test])
     layer = int(chosen[0].argmax())
     center_LD = torch.stack([vectors_LD[name] for name in ("last_task", *PARTS)]).mean(0)
     cosines = torch.cosine_similarity(composed_LD - center_LD, vectors_LD["last_task"] - center_LD, dim=-1)
@@ -106,15 +108,28 @@ def compose_vectors(model: Model, spec: ComposeSpec, progress: Progress) -> Outc
         direction="greater",
         seed=spec.seed,
         claim=f"task vectors add (the composed vector after block {layer}, chosen on other lists; share of {len(test)} "
-        f"bare lists answered right, against {best.replace('_', ' ')}, the best of its "
-        "parts alone and of their sums with other signs)",
+        f"bare lists answered right, mean over {hits.shape[-1]} last words, against {best.replace('_', ' ')}, the best "
+        "of its parts alone and of their sums with other signs)",
     )
     return result, verdict
+
+
+def _by_word(hits: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """Mean of the lists that end with the same word, [..., N] -> [..., words]: they are no independent observations."""
+    places = {word: [i for i, other in enumerate(words) if other == word] for word in dict.fromkeys(words)}
+    return np.stack([hits[..., some].mean(-1) for some in places.values()], axis=-1)
 
 
 def _lists(rows: Sequence[TaskRow], spec: ComposeSpec) -> Lists:
     split = split_rows(rows, spec.shots, spec.limit, spec.seed, spec.file)
     generator = np.random.default_rng(spec.seed)
+
+    fewest = min(map(len, split))
+    if fewest < spec.length:
+        raise SpecError(
+            f"lists of {spec.length} words need as many rows to test and to choose on, and {spec.file} gives {fewest}; "
+            "use a smaller --length or more rows"
+        )
 
     def draw(some: Sequence[TaskRow], n: int) -> list[list[TaskRow]]:
         return [[some[i] for i in generator.choice(len(some), spec.length, replace=False)] for _ in range(n)]

@@ -6,6 +6,7 @@ long before they refuse. A text that only repeats itself shows nothing, whatever
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.rater import Rater
 from patchclamp.tasks.behaviour import Recognised
 
+NO_KEY = "none"
+"""Sent to the endpoint that a file names, unless it is the one the user has set: a file must not draw keys."""
 NGRAM = 3
 SHORTEST = 12
 """Words below which a text is too short to be called repetitive."""
@@ -104,12 +107,14 @@ def _told(detector: Recognised, texts: list[str]) -> list[bool]:
     if detector.kind == "phrases":
         return [count_phrases(text, detector.phrases) > count_phrases(text, detector.against) for text in texts]
     if detector.kind == "tokens":
-        return [normal(text).startswith(tuple(map(normal, detector.tokens))) for text in texts]
+        begins = re.compile("|".join(rf"{re.escape(normal(one))}(?!\w)" for one in detector.tokens))
+        return [begins.match(normal(text)) is not None for text in texts]
     assert detector.model is not None
     if detector.kind == "classifier":
         return [label == detector.label for label in _labels(detector.model, str(detector.label), texts)]
     assert detector.url is not None and detector.question is not None
-    answers = Rater(detector.url, detector.model).agree(detector.question, texts)
+    key = None if detector.url == os.environ.get("OPENAI_BASE_URL") else NO_KEY
+    answers = Rater(detector.url, detector.model, key=key).agree(detector.question, texts)
     return [answer is True for answer in answers]
 
 

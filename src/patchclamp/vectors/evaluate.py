@@ -49,7 +49,8 @@ class EvaluateSpec(ChoosingSpec):
     pairs (of which half are for finding, a quarter each for choosing and testing), or a saved vector."""
     plain: DataFile | None = None
     """Your own prompts that the model answers without the behaviour, in place of the test prompts. With `showing` they
-    make a test of a vector that is not of a known behaviour: half of them, the other half is for choosing."""
+    make a test of a vector that is not of a known behaviour: half of them to test on, a quarter to choose on, a quarter
+    for random directions."""
     showing: DataFile | None = None
     """Your own prompts that the model answers with it, in place of the test prompts."""
     detector: str | None = None
@@ -74,6 +75,8 @@ class EvaluateSpec(ChoosingSpec):
     key is taken from OPENAI_API_KEY."""
     judge_model: str | None = None
     """The name of the model there."""
+    concept: str | None = None
+    """What that model looks for in an answer, in words; by default the behaviour's own description."""
 
 
 @method("vectors.evaluate", spec=EvaluateSpec, result=EvaluateResult)
@@ -91,12 +94,16 @@ def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Out
     if rater is not None:
         rater.check()
     vector, behaviour, spec = _subject(model, spec, progress)
-    behaviour = behaviour.with_detector(read_detector(spec.detector)) if spec.detector else behaviour
+    if rater is not None and not (spec.concept or vector.info.behaviour):
+        raise SpecError("the judge has to know what to look for: describe the behaviour in words (--concept)")
     asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
     plain, showing = _cases(asking, behaviour, vector, spec)
     vector, tried = _settled(vector, asking, behaviour, spec, progress)
     known = _states(model, vector, behaviour, progress)
-    ready = Ready(vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed, rater)
+    concept = spec.concept or behaviour.about
+    ready = Ready(
+        vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed, rater, concept
+    )
     return Proof(ready, plain, showing, progress).outcome()
 
 
@@ -105,7 +112,7 @@ def _subject(model: Model, spec: EvaluateSpec, progress: Progress) -> tuple[Stee
     where these are the behaviour."""
     if not spec.what.endswith((".safetensors", ".gguf")):
         pairs = is_pairs_file(spec.what)
-        behaviour = _of_pairs(model, spec) if pairs else read_behaviour(spec.what)
+        behaviour = _of_pairs(model, spec) if pairs else _detected(read_behaviour(spec.what), spec)
         finding = FindingSpec(
             source=spec.what, how=spec.how, max_new_tokens=spec.max_new_tokens, seed=spec.seed,
             behaving=spec.behaving and not behaviour.train.pairs,
@@ -116,21 +123,26 @@ def _subject(model: Model, spec: EvaluateSpec, progress: Progress) -> tuple[Stee
         return found_vector(model, source, finding, progress)[0], behaviour, spec
     vector = load_vector(spec.what, model)
     if vector.info.behaviour is not None or not (spec.plain and spec.showing):
-        return vector, behaviour_for(vector), spec
+        return vector, _detected(behaviour_for(vector), spec), spec
     if spec.detector is None:
         raise SpecError(
             f"the vector {vector.info.name!r} does not say how its behaviour is recognised: give --detector refusal, "
             "or a detector's file"
         )
     examples = read_examples(spec.showing, spec.plain)
-    behaviour = parted(
-        examples, vector.info.name, auto_format(model), read_detector(spec.detector), (1, 1, 2), spec.seed)
+    format = vector.info.format or auto_format(model)
+    behaviour = parted(examples, vector.info.name, format, read_detector(spec.detector), (1, 1, 2), spec.seed)
     return vector, behaviour, spec.model_copy(update={"plain": None, "showing": None})
+
+
+def _detected(behaviour: Behaviour, spec: EvaluateSpec) -> Behaviour:
+    return behaviour.with_detector(read_detector(spec.detector)) if spec.detector else behaviour
 
 
 def _of_pairs(model: Model, spec: EvaluateSpec) -> Behaviour:
     examples, name = read_examples(spec.what), Path(spec.what).stem
-    return parted(examples, name, auto_format(model), Recognised(kind="choice"), (2, 1, 1), spec.seed)
+    detector = read_detector(spec.detector) if spec.detector else Recognised(kind="choice")
+    return parted(examples, name, auto_format(model), detector, (2, 1, 1), spec.seed)
 
 
 def _settled(
@@ -165,16 +177,23 @@ def _cases(
     """Test prompts of both kinds; where there are only questions they are both."""
     if behaviour.test.pairs and spec.showing and not spec.plain:
         raise SpecError(f"the behaviour {behaviour.name!r} is tested on questions alone; give them with plain")
+    if not asking.reads_answers and (spec.plain or spec.showing):
+        raise SpecError(
+            f"the behaviour {behaviour.name!r} is told from which of two answers is likelier, and prompts have none; "
+            "give a detector that reads answers as well (--detector)"
+        )
     asked = asking.cases(behaviour.test)
     own: tuple[tuple[Kind, str | None], ...] = (("plain", spec.plain), ("showing", spec.showing))
     for kind, path in own:
         if path is not None:
             asked = [case for case in asked if case.kind != kind] + asking.listed(prompts_in(path), kind)
     marks = hashes([case.asked for case in asked])
-    used = [case.asked for case, mark in zip(asked, marks, strict=True) if mark in vector.info.prompts]
-    if used:
-        raise SpecError(
-            f"{len(used)} of the test prompts were used to find the vector, e.g. {str(used[0])[:60]!r}; give others"
-        )
+    chosen_on = set(hashes(behaviour.validation.questions))
+    for known, what in ((set(vector.info.prompts), "find the vector"), (chosen_on, "choose on")):
+        used = [case.asked for case, mark in zip(asked, marks, strict=True) if mark in known]
+        if used:
+            raise SpecError(
+                f"{len(used)} of the test prompts were used to {what}, e.g. {str(used[0])[:60]!r}; give others"
+            )
     plain, showing = ([case for case in asked if case.kind == kind] for kind, _ in own)
     return plain[: spec.limit], (showing or plain)[: spec.limit]

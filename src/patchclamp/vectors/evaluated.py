@@ -23,11 +23,13 @@ class Answered(Part):
     prompt: str
     kind: Kind
     base: str
-    added: str
-    subtracted: str
-    ablated: str
-    random: str = ""
-    """Under one of the random directions; of the prompts these were asked. Of showing prompts it was subtracted."""
+    added: str | None
+    """Null, as the others, where it was not asked for."""
+    subtracted: str | None
+    ablated: str | None
+    random_added: str | None
+    """With one of the random directions added."""
+    random_subtracted: str | None
 
 
 class Dose(Part):

@@ -141,6 +141,7 @@ def found_vector(
         weights_hash=model.weights_hash,
         how=spec.how,
         position=spec.position,
+        format=source.format,
         means=means,  # type: ignore[arg-type]
         behaviour=source.reference,
         prompts=hashes(examples.questions),

@@ -45,7 +45,7 @@ class Template(NamedTuple):
     def prompt(self, shots: Sequence[tuple[str, str]], row: TaskRow) -> Asked:
         """The examples, then the question. The answer's first token is what follows when it is written there."""
         before, after = self.text.split("{}", 1)[0], self.text.split("{}", 2)[1]
-        told = "".join(self.text.format(*shot) for shot in shots)
+        told = "".join(filled(self.text, *shot) for shot in shots)
         bare = (told + before + row.input + after).rstrip(" ")
         gap = (before + row.input + after)[len((before + row.input + after).rstrip(" ")) :]
         ids = self.model.encode(bare).ids
@@ -56,6 +56,12 @@ class Template(NamedTuple):
                 f"the answer {row.output!r}"
             )
         return Asked(ids, whole[len(ids)])
+
+
+def filled(template: str, *words: str) -> str:
+    """A template with words in its places; other braces stay."""
+    parts = template.split("{}")
+    return "".join(part + word for part, word in zip(parts, (*words, ""), strict=True))
 
 
 def check_template(text: str) -> str:

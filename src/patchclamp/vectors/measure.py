@@ -20,6 +20,8 @@ AT_ONCE = 64
 """Prompts answered together."""
 UNRELATED = 24
 """Neutral paragraphs on which KL is measured: the last of the corpus, since the first ones set the unit of strength."""
+CHOOSING = 12
+"""Others, before these, on which it is measured while choosing."""
 UNRELATED_TOKENS = 24
 
 
@@ -63,9 +65,10 @@ def perplexity_ratio(edited_N: np.ndarray, base_N: np.ndarray) -> float:
     return float(np.exp(np.nanmean(edited_N) - np.nanmean(base_N)))
 
 
-def unrelated_texts(model: Model, n: int = UNRELATED) -> list[tuple[int, ...]]:
-    """Beginnings of neutral paragraphs, as token ids."""
-    return [model.encode(text).ids[:UNRELATED_TOKENS] for text in neutral_texts()[-n:]]
+def unrelated_texts(model: Model, choosing: bool = False) -> list[tuple[int, ...]]:
+    """Beginnings of neutral paragraphs, as token ids: to choose on, or others to report on."""
+    last = neutral_texts()[-UNRELATED - CHOOSING :]
+    return [model.encode(text).ids[:UNRELATED_TOKENS] for text in (last[:CHOOSING] if choosing else last[CHOOSING:])]
 
 
 def kl_on(model: Model, prompts: Sequence[Any], settings: Sequence[Sequence[Edit]]) -> np.ndarray:

@@ -47,18 +47,21 @@ class Ready(NamedTuple):
     curve: bool
     seed: int
     rater: Rater | None
+    concept: str
+    """What the rater looks for."""
 
 
 class Control(NamedTuple):
     """What random directions do."""
 
     shown: np.ndarray
-    """Whether each prompt shows the behaviour under each, [K,N]."""
-    said: list[str]
-    """Each prompt's answer, the first one under the first direction, the second under the second …"""
+    """Whether prompts show the behaviour under each, [K,N]: some of them under the first, the next under the second,
+    and so on round all of them, so that together they are asked the same prompts as the vector."""
+    said: dict[int, str]
+    """Case -> its answer under the first direction it was asked under."""
 
 
-NO_CONTROL = Control(np.zeros((0, 0), dtype=bool), [])
+NO_CONTROL = Control(np.zeros((0, 0), dtype=bool), {})
 
 
 class Proof:
@@ -144,32 +147,36 @@ class Proof:
         return mean_if_any(self.shown[name][index], self.ready.seed) if name in self.shown else NO_INTERVAL
 
     def _random(self, name: str, index: np.ndarray) -> Control:
-        """Each of the first prompts under every control direction."""
+        """Some prompts under every control direction, others under each."""
         setting = self.vector.info.add if name == "added" else self.vector.info.remove
         if setting is None or not len(index):
             return NO_CONTROL
-        cases = [self.cases[i] for i in index[:CONTROL_CASES]]
         states = {site: self.ready.states[site] for site in setting.sites}
-        prompts, edits = [case.prompt for case in cases], self.edits[name] or []
+        prompts, edits = [self.cases[i].prompt for i in index], self.edits[name] or []
         settings = control_edits(self.model, states, setting, edits, prompts, self.ready.controls, self.ready.seed)
-        described = f"random directions, {name}"
+        n = min(len(index), CONTROL_CASES)
+        asked = [int(index[(k * n + j) % len(index)]) for k in range(len(settings)) for j in range(n)]
+        cases, each = [self.cases[i] for i in asked], [one for one in settings for _ in range(n)]
         if not self.asking.reads_answers:
-            return Control(self.asking.rates(cases, settings, None, self.progress, described), [])
-        each = [one for one in settings for _ in cases]
-        said = self.asking.answers([*cases] * len(settings), each, progress=self.progress, description=described)
-        shown_KN = self.asking.shown([*cases] * len(settings), said).reshape(len(settings), -1)
-        return Control(shown_KN, [said[i % len(settings) * len(cases) + i].text for i in range(len(cases))])
+            return Control(self.asking.shown(cases, None, each).reshape(len(settings), n), {})
+        described = f"random directions, {name}"
+        said = self.asking.answers(cases, each, progress=self.progress, description=described)
+        first = {i: answer.text for i, answer in reversed(list(zip(asked, said, strict=True)))}
+        return Control(self.asking.shown(cases, said).reshape(len(settings), n), first)
 
     def _judge(self, name: str, index: np.ndarray, control_KN: np.ndarray) -> Verdict | None:
+        if not len(index):
+            return None
         adding = name == "added"
+        against = (
+            f", against {len(control_KN)} random directions that move the model as far, each on "
+            f"{min(len(index), CONTROL_CASES)} of them"
+        )
         claim = (
             f"{'adding' if adding else 'subtracting'} the {self.vector.info.name} vector makes the model show the "
             f"behaviour {'more' if adding else 'less'} often (share of {len(index)} "
-            f"{'plain' if adding or self.same else 'showing'} prompts, against {len(control_KN)} random directions "
-            f"that move the model as far, on {min(len(index), CONTROL_CASES)} of them)"
+            f"{'plain' if adding or self.same else 'showing'} prompts{against if len(control_KN) else ''})"
         )
-        if not len(index):
-            return None
         if name not in self.shown:
             base = self._rate("base", index)
             return Verdict(
@@ -259,15 +266,13 @@ class Proof:
 
     def _texts(self, random: dict[str, Control]) -> list[Answered]:
         prompts = texts_of([case.asked for case in self.cases])
-        by_chance = dict(zip(self.showing.tolist(), random["subtracted"].said, strict=False))
-        if not self.same:
-            by_chance |= zip(self.plain.tolist(), random["added"].said, strict=False)
         return [
             Answered(
                 prompt=prompt,
                 kind=case.kind,
-                **{name: self.said[name][i].text if name in self.said else "" for name in self.edits},
-                random=by_chance.get(i, ""),
+                **{name: self.said[name][i].text if name in self.said else None for name in self.edits},  # type: ignore[arg-type]
+                random_added=random["added"].said.get(i),
+                random_subtracted=random["subtracted"].said.get(i),
             )
             for i, (prompt, case) in enumerate(zip(prompts, self.cases, strict=True))
         ]
@@ -277,7 +282,7 @@ class Proof:
         if self.ready.rater is None:
             return []
         counted = {"plain": [texts[i] for i in self.plain], "showing": [texts[i] for i in self.showing]}
-        return rated(self.ready.rater, self.ready.behaviour.about, counted, self.ready.seed, self.progress)
+        return rated(self.ready.rater, self.ready.concept, counted, self.ready.seed, self.progress)
 
 
 def _range(control: Control) -> Interval:

@@ -12,14 +12,19 @@ import numpy as np
 
 from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.method import Part, Progress
-from patchclamp.evidence.rater import Rater
+from patchclamp.evidence.rater import Rater, Rating
 from patchclamp.evidence.verdict import Interval
 
 if TYPE_CHECKING:
     from patchclamp.vectors.evaluated import Answered
 
 SCORES = ("concept", "instruction", "fluency", "overall")
-CONDITIONS = {"plain": ("base", "added", "random"), "showing": ("base", "subtracted", "ablated", "random")}
+CONDITIONS = {
+    "plain": ("base", "added", "random_added"),
+    "showing": ("base", "subtracted", "ablated", "random_subtracted"),
+}
+SILENT = Rating(concept=0, instruction=0, fluency=0)
+"""What an empty answer gets, unasked."""
 
 
 class RatedCondition(Part):
@@ -46,10 +51,12 @@ def rated(
         for kind, conditions in CONDITIONS.items()
         for condition in conditions
         for text in texts[kind]
-        if getattr(text, condition)
+        if getattr(text, condition) is not None
     ]
     items = [(concept, text.prompt, getattr(text, condition)) for _, condition, text in asked]
-    scores = rater.rate(items, progress)
+    spoken = [item for item in items if item[2].strip()]
+    known = dict(zip(spoken, rater.rate(spoken, progress), strict=True))
+    scores = [known.get(item, SILENT) for item in items]
     found = []
     for kind, condition in dict.fromkeys((kind, condition) for kind, condition, _ in asked):
         some = [

@@ -41,8 +41,6 @@ FIRST, LAST = 0.2, 0.9
 COARSE_SITES = 10
 ROUNDS = ((8, 20), (16, 32))
 """Prompts and tokens an answer of the first two rounds."""
-TEXTS = 12
-"""Unrelated texts on which the cost of removing is measured while choosing."""
 TOGETHER = 3
 """Blocks used together, each with less of the strength."""
 FINALISTS = 2
@@ -156,7 +154,7 @@ class _Trial:
         self.vector, self.asking, self.cases, self.use, self.bounds = vector, asking, cases, use, bounds
         self.model = asking.model
         self.sign = 1 if use == "add" else -1
-        self.texts = unrelated_texts(self.model, TEXTS)
+        self.texts = unrelated_texts(self.model, choosing=True)
         self.base = asking.answers(cases)
         self.base_shown = asking.shown(cases, self.base)
         self.base_surprise = surprise(self.model, [case.prompt for case in cases], self.base)
@@ -178,13 +176,14 @@ class _Trial:
         known = self.vector.info.auroc
         ranked = sorted(self.vector.directions, key=lambda site: -known.get(site, 0.0))
         sets = [(site,) for site in ranked[: max(HEADS)]] if self.use == "project_out" else [
-            tuple(ranked[:k]) for k in HEADS if k <= len(ranked)]
+            tuple(ranked[:k]) for k in HEADS if k <= len(ranked)] or [tuple(ranked)]
         return [one for some in sets[:COARSE_SITES] for one in self.made(some, FINE_HEADS)]
 
     def of_blocks(self, progress: Progress) -> list[Tried]:
         """Candidates for the second round: the best of the first, which tries every few blocks, with neighbours."""
         n = self.model.n_layers
         every = [site for site in self.vector.directions if FIRST * n <= (Site.parse(site).layer or 0) <= LAST * n]
+        every = every or list(self.vector.directions)
         coarse = every[:: max(1, len(every) // COARSE_SITES)]
         first = self.best_of(
             [one for site in coarse for one in self.made((site,), COARSE)], ROUNDS[0], progress, "coarse"
@@ -208,6 +207,7 @@ class _Trial:
             affordable = [one for one, kl in zip(candidates, costs, strict=True) if kl <= self.bounds.max_kl]
             candidates = _strongest(affordable) or [candidates[int(costs.argmin())]]
         settings = [self.edits(one) for one in candidates]
+        tokens = min(tokens, self.asking.max_new_tokens)
         shown = self.asking.rates(self.cases[:n], settings, tokens, progress, f"{self.name}, {description}")
         rates = dict(zip(candidates, self.sign * shown.mean(1), strict=True))
         return sorted(candidates, key=lambda one: (-rates[one], abs(one.strength)))

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
@@ -122,7 +123,7 @@ class TaskResult(Result):
     """Empty where in-context learning is too weak."""
     best: Best | None
     place: Verdict | None
-    """Whether it works in some blocks only: after the chosen block against the mean over all of them."""
+    """Whether it matters where it is put in: after the chosen block against the mean over all others."""
     heads: list[Head]
     test: int
     """Test rows."""
@@ -160,6 +161,11 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
     )
     if icl.mean() < WEAK:
         return result, _weak(icl, zero, spec.seed)
+    if 2 * spec.heads > (all_heads := model.n_layers * model.n_heads):
+        raise SpecError(
+            f"{spec.heads} heads are more than half of the {all_heads} {model.name} has, and as many others are the "
+            "control; ask for fewer (--heads)"
+        )
     vectors = TaskVectors(template, spec, split.train, progress)
     trial = [template.prompt((), row) for row in split.validation]
     choices = [
@@ -190,11 +196,11 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
     best = Best(way=way, layer=layer, strength=strength, accuracy=verdict.effect, random=verdict.control)
     place = judge(
         hits,
-        hits_LN.mean(0),
+        np.delete(hits_LN, layer, axis=0).mean(0),
         direction="greater",
         seed=spec.seed,
-        claim=f"the vector works in some blocks only (share of {len(bare)} bare questions answered right after block "
-        f"{layer}, chosen on other rows, against the mean over all {model.n_layers} blocks)",
+        claim=f"it matters where the vector is put in (share of {len(bare)} bare questions answered right after block "
+        f"{layer}, chosen on other rows, against the mean over the {model.n_layers - 1} other blocks)",
     )
     more = {"by_layer": by_layer, "heads": vectors.heads(), "best": best, "place": place}
     return result.model_copy(update=more), verdict

@@ -64,6 +64,8 @@ class VectorInfo(BaseModel):
     """How it was found: mean, pca, logistic, mass-mean."""
     position: str | None = None
     """Which tokens' states it was found at; none: the last of a prompt, the answer of a pair."""
+    format: Literal["chat", "text"] | None = None
+    """How its prompts were asked."""
     behaviour: str | None = None
     """The shipped behaviour or the behaviour file it was found with."""
     prompts: tuple[str, ...] = ()
@@ -131,7 +133,7 @@ class SteeringVector:
         plain, showing = self.info.means[site]
         unit = direction / direction.norm()
         watched = model.watch(prompt, site, edits, max_new_tokens)
-        return ((piece, float(((values @ unit).max() - plain) / (showing - plain))) for piece, values in watched)
+        return ((piece, float(((values @ unit - plain) / (showing - plain)).max())) for piece, values in watched)
 
     def ablation(self, site: str, model: Model) -> Ablation:
         """Projecting the site's direction out: everywhere, if it is a direction of the residual stream, else there."""
