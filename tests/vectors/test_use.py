@@ -1,6 +1,7 @@
 """Using a vector: applied, baked into weights, read as a detector, shown, proved. On a real model and tiny ones."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from patchclamp.vectors.choices import swapped
 from patchclamp.vectors.evaluate import evaluate_vector
 from patchclamp.vectors.match import added, matched, random_directions
 from patchclamp.vectors.measure import kl_on, surprise
+from patchclamp.vectors.read import log_odds
 from patchclamp.vectors.search import natural_strength, projected_out
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector, VectorInfo
 
@@ -374,6 +376,13 @@ def test_response_only_steering_is_the_same_with_and_without_the_cache(smollm2, 
     assert [one.tokens for one in cached] == [one.tokens for one in plain]
     unsteered = smollm2.generate(prompts, max_new_tokens=12)
     assert sum(a.tokens != b.tokens for a, b in zip(cached, unsteered, strict=True)) > 15
+
+
+def test_log_odds_of_an_auroc_are_even_and_end_nowhere():
+    assert log_odds(0.5, 100) == 0
+    assert log_odds(0.9, 100) == pytest.approx(-log_odds(0.1, 100))
+    assert log_odds(0.9, 100) == pytest.approx(math.log(181 / 21))
+    assert log_odds(1.0, 1024) == pytest.approx(math.log(2049))
 
 
 @weights

@@ -63,7 +63,7 @@ def plural_neurons(model: Model, progress: Progress, folder: Path) -> Fields:
 
 
 PLURAL_NEURONS = 8
-PROVING = {"limit": 12, "max_new_tokens": 32}
+PROVING = {"limit": 20, "max_new_tokens": 32}
 """Sizes with which a vector is proved in some minutes."""
 LEARNING = {"limit": 20, "prompts": 20}
 

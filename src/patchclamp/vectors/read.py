@@ -6,6 +6,7 @@ With a prompt: the projection at every token of it and of the answer, as it is g
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -130,20 +131,28 @@ def read_vector(model: Model, spec: ReadSpec, progress: Progress) -> Outcome:
     vector.at([best])
     tokens, text = _tokens(model, spec, vector, best, train[1][sites.index(best)].mean(0), behaviour.format)
     result = ReadResult(sites=rows, site=best, tokens=tokens, text=text)
+    pairs = test[0].shape[1] * test[1].shape[1]
     verdict = judge(
-        next(row.vector for row in rows if row.site == best),
-        random[best],
+        log_odds(next(row.vector for row in rows if row.site == best), pairs),
+        [log_odds(one, pairs) for one in random[best]],
         direction="greater",
         against="distribution",
         seed=spec.seed,
-        claim=f"the projection on the {vector.info.name} vector at {best} tells test prompts apart (AUROC "
-        "of a site chosen on others, against random directions of the activations' covariance)",
+        claim=f"the projection on the {vector.info.name} vector at {best} tells test prompts apart (log "
+        "odds of the AUROC, which ends at 1, at a site chosen on others, against random directions of the activations' "
+        "covariance)",
     )
     return result, verdict
 
 
 def _score(direction_W: Tensor, sides: list[Tensor], site: int) -> float:
     return auroc(*(side[site] @ direction_W for side in sides))
+
+
+def log_odds(auroc: float, pairs: int) -> float:
+    """ln(a / (1 - a)) of an AUROC over so many pairs of prompts, half a pair added on either side so that 1 is finite:
+    a scale without ends, on which the spread of controls means something."""
+    return math.log((auroc * pairs + 0.5) / ((1 - auroc) * pairs + 0.5))
 
 
 def _turned(direction_W: Tensor, train: list[Tensor], site: int) -> Tensor:
