@@ -182,6 +182,29 @@ def test_choosing_writes_into_the_file_and_reports_what_was_tried(tmp_path):
     assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
+def test_the_token_at_which_a_vector_is_found_is_chosen_too(tmp_path):
+    model, path, other = tiny_model("llama"), str(tmp_path / "v.safetensors"), str(tmp_path / "other.safetensors")
+    behaviour = behaviour_file(tmp_path)
+    pc.run("vectors.find", model, source=behaviour, save=path, controls=2)
+    result = pc.run("vectors.select", model, vector=path, positions=("last", "-2", "0:"), max_new_tokens=6).result
+    assert [one.position for one in result.positions] == ["last", "-2", "0:"]
+    best = max(result.positions, key=lambda one: one.rate)
+    assert result.position == best.position == pc.load_vector(path).info.position
+
+    pc.run("vectors.find", model, source=behaviour, save=other, position=best.position, controls=2)
+    for site, direction in pc.load_vector(path).directions.items():
+        assert torch.equal(direction, pc.load_vector(other).directions[site])
+
+    proved = evaluate_vector(model, what=behaviour, behaving=False, positions=("last", "-2"), controls=2, curve=False,
+                             max_new_tokens=6).result
+    assert proved.position in ("last", "-2") and len(proved.positions) == 2
+    pc.load_vector(path).with_info(prompts=()).save(path)
+    with pytest.raises(pc.PatchclampError, match="cannot be found again"):
+        pc.run("vectors.select", model, vector=path, positions=("last", "-2"))
+    with pytest.raises(pc.PatchclampError, match="either these or --positions"):
+        evaluate_vector(model, what=path, sites=["resid.1"], strength=1.0, positions=("last",))
+
+
 def test_heads_are_used_together_the_best_first(tmp_path):
     model, path = tiny_model("llama"), str(tmp_path / "v.safetensors")
     pc.run("vectors.find", model, source=behaviour_file(tmp_path), point="head", how="logistic", save=path, controls=2)

@@ -9,7 +9,7 @@ recognised in a text. One JSON file a behaviour; `docs/formats.md` shows an exam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,6 +113,14 @@ class Examples(BaseModel):
     def questions(self) -> tuple[Asked, ...]:
         """Every prompt without an answer."""
         return tuple(pair.question for pair in self.pairs) or (*self.showing, *self.plain)
+
+    def only(self, kept: Callable[[Asked], bool]) -> Examples:
+        """Those of which `kept` says so of the question; ValidationError where a side has none."""
+        return Examples(
+            showing=tuple(one for one in self.showing if kept(one)),
+            plain=tuple(one for one in self.plain if kept(one)),
+            pairs=tuple(pair for pair in self.pairs if kept(pair.question)),
+        )
 
 
 class Behaviour(BaseModel):

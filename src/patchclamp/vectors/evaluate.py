@@ -23,11 +23,12 @@ from patchclamp.forward import Model
 from patchclamp.tasks.behaviour import Behaviour, Recognised, parted, prompts_in, read_behaviour, read_examples
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
+from patchclamp.vectors.choose import Choice, choose_all
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.evaluated import EvaluateResult
 from patchclamp.vectors.find import found_vector
 from patchclamp.vectors.proof import Proof, Ready
-from patchclamp.vectors.search import ChoosingSpec, Tried, choose
+from patchclamp.vectors.search import ChoosingSpec
 from patchclamp.vectors.source import (
     BehaviourName,
     FindingSpec,
@@ -88,6 +89,8 @@ def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Out
     """
     if (spec.strength is None) != (not spec.sites):
         raise SpecError("give sites and strength together, or neither to have them chosen")
+    if spec.sites and spec.positions:
+        raise SpecError("positions are chosen among with sites and strength; give either these or --positions")
     if (spec.judge is None) != (spec.judge_model is None):
         raise SpecError("give the judge's address and the name of its model together (--judge, --judge-model)")
     rater = Rater(spec.judge, spec.judge_model) if spec.judge and spec.judge_model else None
@@ -98,11 +101,11 @@ def evaluate_vector(model: Model, spec: EvaluateSpec, progress: Progress) -> Out
         raise SpecError("the judge has to know what to look for: describe the behaviour in words (--concept)")
     asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
     plain, showing = _cases(asking, behaviour, vector, spec)
-    vector, tried = _settled(vector, asking, behaviour, spec, progress)
+    vector, choice = _settled(vector, asking, behaviour, spec, progress)
     known = _states(model, vector, behaviour, progress)
     concept = spec.concept or behaviour.about
     ready = Ready(
-        vector, asking, behaviour, known, tried, spec.behaving, spec.controls, spec.curve, spec.seed, rater, concept
+        vector, asking, behaviour, known, choice, spec.behaving, spec.controls, spec.curve, spec.seed, rater, concept
     )
     return Proof(ready, plain, showing, progress).outcome()
 
@@ -147,18 +150,18 @@ def _of_pairs(model: Model, spec: EvaluateSpec) -> Behaviour:
 
 def _settled(
     vector: SteeringVector, asking: Asking, behaviour: Behaviour, spec: EvaluateSpec, progress: Progress
-) -> tuple[SteeringVector, list[Tried]]:
+) -> tuple[SteeringVector, Choice]:
     """The vector with the settings asked for, its own, or those chosen on validation prompts."""
     if spec.strength is not None:
         vector.at(spec.sites)
         add, remove = (Setting(sites=spec.sites, strength=sign * spec.strength) for sign in (1, -1))
         ablate = vector.ablation(spec.sites[0], asking.model)
-        return vector.with_info(add=add, remove=remove, ablate=ablate), []
-    if vector.info.add is None and vector.info.remove is None:
+        return vector.with_info(add=add, remove=remove, ablate=ablate), Choice([], [])
+    if spec.positions or (vector.info.add is None and vector.info.remove is None):
         cases = asking.cases(behaviour.validation)
         kinds = [[case for case in cases if case.kind == kind][: spec.limit] for kind in ("plain", "showing")]
-        return choose(vector, asking, [*kinds[0], *kinds[1]], spec, progress)
-    return vector, []
+        return choose_all(vector, asking, behaviour, [*kinds[0], *kinds[1]], spec, progress)
+    return vector, Choice([], [])
 
 
 def _states(model: Model, vector: SteeringVector, behaviour: Behaviour, progress: Progress) -> dict[str, Tensor]:

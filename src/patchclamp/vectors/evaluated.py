@@ -8,6 +8,7 @@ from patchclamp.evidence.method import Part, Result
 from patchclamp.evidence.verdict import Interval, Verdict
 from patchclamp.vectors.behave import Kind
 from patchclamp.vectors.choices import ChoiceShift
+from patchclamp.vectors.choose import TriedPosition
 from patchclamp.vectors.rated import RatedCondition
 from patchclamp.vectors.search import Tried
 from patchclamp.vectors.vector import Ablation, Setting
@@ -90,6 +91,10 @@ class EvaluateResult(Result):
     """Test prompts on which the unedited model did not do what they are there for."""
     tried: list[Tried]
     """What was tried on validation prompts, in the order of trying; empty where the settings were given."""
+    position: str | None
+    """The token at which the vector was found; null: the last of a prompt, the answer of a pair."""
+    positions: list[TriedPosition]
+    """The tokens that were tried, if several were given."""
 
     def table(self) -> pandas.DataFrame:
         """The rates."""

@@ -18,12 +18,13 @@ from patchclamp.forward import Edit
 from patchclamp.tasks.behaviour import Behaviour, texts_of
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.choices import ChoiceShift, choice_shift
+from patchclamp.vectors.choose import Choice
 from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.evaluated import Answered, Dose, EvaluateResult, Moved
 from patchclamp.vectors.match import control_edits
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.rated import RatedCondition, rated
-from patchclamp.vectors.search import Tried, projected_out
+from patchclamp.vectors.search import projected_out
 from patchclamp.vectors.vector import SteeringVector
 
 CONTROL_CASES = 12
@@ -40,7 +41,8 @@ class Ready(NamedTuple):
     behaviour: Behaviour
     states: dict[str, Tensor]
     """Both sides' states at the sites that are used, for random directions."""
-    tried: list[Tried]
+    choice: Choice
+    """What was tried on validation prompts."""
     behaving: bool
     """Count only prompts on which the unedited model does what they are there for."""
     controls: int
@@ -139,7 +141,9 @@ class Proof:
             ratings=ratings,
             texts=texts,
             left_out=self.left_out,
-            tried=self.ready.tried,
+            tried=self.ready.choice.tried,
+            position=info.position,
+            positions=self.ready.choice.positions,
         )
         return result, self._judge("added", self.plain, random["added"].shown)
 

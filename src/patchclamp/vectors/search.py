@@ -12,13 +12,14 @@ strengths, with their neighbours and several blocks together; the best of those 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from patchclamp.errors import InputError
 from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Part, Progress, Spec
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.vectors.behave import Asking, Case
@@ -61,6 +62,9 @@ class ChoosingSpec(Spec):
     """Choosing: how far removing may move the model on unrelated text, nats a token."""
     max_new_tokens: int = Field(48, ge=4, le=500)
     """Length of an answer."""
+    positions: Annotated[tuple[str, ...], CommaList()] = ()
+    """Choosing: tokens at which the vector is found anew from its own prompts, e.g. last,-2,-5; the one with which
+    adding does most is kept."""
 
 
 class Tried(Part):
@@ -127,7 +131,7 @@ def choose(
     tried: list[Tried] = []
     for use in USES:
         asked = [case for case in cases if case.pair or case.kind == ("plain" if use == "add" else "showing")]
-        finals, best = _Trial(vector, asking, asked, use, bounds).search(progress)
+        finals, best = Trial(vector, asking, asked, use, bounds).search(progress)
         tried += finals
         if best is not None:
             chosen[use] = best
@@ -145,7 +149,7 @@ def _strongest(candidates: Sequence[Tried]) -> list[Tried]:
     return [one for some in places.values() for one in some[:STRONGEST]]
 
 
-class _Trial:
+class Trial:
     """The search for one use."""
 
     def __init__(
@@ -180,17 +184,21 @@ class _Trial:
         return [one for some in sets[:COARSE_SITES] for one in self.made(some, FINE_HEADS)]
 
     def of_blocks(self, progress: Progress) -> list[Tried]:
-        """Candidates for the second round: the best of the first, which tries every few blocks, with neighbours."""
+        """Candidates for the second round: the best of the first, with neighbours."""
+        sites = list(dict.fromkeys(one.sites[0] for one in self.first_round(progress)))[:FINALISTS]
+        places: list[tuple[str, ...]] = [(site,) for site in sites] + self.neighbours(sites[0])
+        return [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
+
+    def first_round(self, progress: Progress) -> list[Tried]:
+        """Every few blocks (of heads: some heads together) at coarse strengths, the best first."""
+        if self.is_of_heads:
+            return self.best_of(self.of_heads(), ROUNDS[0], progress, "coarse")
         n = self.model.n_layers
         every = [site for site in self.vector.directions if FIRST * n <= (Site.parse(site).layer or 0) <= LAST * n]
         every = every or list(self.vector.directions)
         coarse = every[:: max(1, len(every) // COARSE_SITES)]
-        first = self.best_of(
-            [one for site in coarse for one in self.made((site,), COARSE)], ROUNDS[0], progress, "coarse"
-        )
-        sites = list(dict.fromkeys(one.sites[0] for one in first))[:FINALISTS]
-        places: list[tuple[str, ...]] = [(site,) for site in sites] + self.neighbours(sites[0])
-        return [one for place in places for one in self.made(place, FINE if len(place) == 1 else FINE_TOGETHER)]
+        candidates = [one for site in coarse for one in self.made((site,), COARSE)]
+        return self.best_of(candidates, ROUNDS[0], progress, "coarse")
 
     @property
     def name(self) -> str:

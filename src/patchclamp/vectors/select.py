@@ -10,7 +10,8 @@ from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking
-from patchclamp.vectors.search import ChoosingSpec, Tried, choose
+from patchclamp.vectors.choose import TriedPosition, choose_all
+from patchclamp.vectors.search import ChoosingSpec, Tried
 from patchclamp.vectors.source import BehaviourName, behaviour_for
 from patchclamp.vectors.vector import Ablation, Setting, load_vector
 
@@ -36,6 +37,10 @@ class SelectResult(Result):
     subtract: Setting | None
     ablate: Ablation | None
     tried: list[Tried]
+    position: str | None
+    """The token at which the vector was found; null: the last of a prompt, the answer of a pair."""
+    positions: list[TriedPosition]
+    """The tokens that were tried, if several were given."""
     saved: str
 
     def table(self) -> pandas.DataFrame:
@@ -62,10 +67,13 @@ def select_vector(model: Model, spec: SelectSpec, progress: Progress) -> Outcome
     behaviour = behaviour_for(vector, spec.behaviour)
     asking = Asking(model, behaviour.detector, behaviour.format, spec.max_new_tokens)
     cases = asking.cases(behaviour.validation)
-    vector, tried = choose(vector, asking, cases, spec, progress)
+    vector, choice = choose_all(vector, asking, behaviour, cases, spec, progress)
     info = vector.info
     saved = vector.with_info(behaviour=spec.behaviour or info.behaviour).save(spec.vector)
-    result = SelectResult(add=info.add, subtract=info.remove, ablate=info.ablate, tried=tried, saved=str(saved))
+    result = SelectResult(
+        add=info.add, subtract=info.remove, ablate=info.ablate, tried=choice.tried,
+        position=info.position, positions=choice.positions, saved=str(saved),
+    )
     if info.add is None:
         return result, None
     plain = [case for case in cases if case.kind == "plain"]
