@@ -143,6 +143,9 @@ def test_control_range_holds_one_more_group_as_often_as_promised(groups):
 
 def test_one_group_has_no_range():
     assert not control_range([1.0]).exists
+    assert control_range([0.0, 0.1, 0.0], share=True).low == 0.0
+    assert control_range([0.9, 0.0, 0.8], share=True).high == 1.0
+    assert control_range([0.9, 0.0, 0.8]).high > 1.0
 
 
 def test_tensors_of_any_dtype_are_taken():

@@ -101,14 +101,15 @@ def mean_if_any(values: Sequence[float] | np.ndarray, seed: int) -> Interval:
     return bootstrap_mean(np.asarray(values, dtype=float), seed) if len(values) else NO_INTERVAL
 
 
-def control_range(values: Values, level: float = 0.95) -> Interval:
+def control_range(values: Values, level: float = 0.95, share: bool = False) -> Interval:
     """Mean of `values` [G], one a control group, and the range in which one more such group would fall.
 
     The prediction interval `mean ± t · s · √(1 + 1/G)`, with s the standard deviation of the groups and t the
     quantile of Student's distribution with G-1 degrees of freedom (Hahn & Meeker 1991, "Statistical
     Intervals", chapter 4). It assumes that groups vary roughly normally. Unlike an interval of the mean it
     does not shrink to nothing as groups are added, and few groups make it wide: ±12.7·1.2 s for two, ±2.4 s
-    for ten. One group has no range: NaN. Raises InputError as `bootstrap_mean`.
+    for ten. One group has no range: NaN. A `share` lies between 0 and 1, and so does its range. Raises InputError
+    as `bootstrap_mean`.
     """
     from scipy.special import stdtrit
 
@@ -120,7 +121,8 @@ def control_range(values: Values, level: float = 0.95) -> Interval:
     if size == 1:
         return Interval(mean=mean, low=math.nan, high=math.nan)
     reach = float(stdtrit(size - 1, upper) * gaps_G.std(ddof=1) * math.sqrt(1 + 1 / size))
-    return Interval(mean=mean, low=mean - reach, high=mean + reach)
+    low, high = mean - reach, mean + reach
+    return Interval(mean=mean, low=max(low, 0.0) if share else low, high=min(high, 1.0) if share else high)
 
 
 def sample(values: Any, *dimensions: int) -> np.ndarray:

@@ -85,6 +85,7 @@ def judge(
     claim: str,
     direction: Direction = "differs",
     against: Against = "mean",
+    share: bool = False,
     seed: int = 0,
 ) -> Verdict:
     """Decide whether `effect` stands out from `control`.
@@ -100,7 +101,8 @@ def judge(
       their own, such as other prompts or shuffled labels.
     - `against="distribution"`: the range in which one more control group would fall (`control_range`; the
       means over prompts of [G, N]). For random neurons, heads or directions, where the question is whether
-      these stand out among such groups. Any group differs from the average group if one looks long enough.
+      these stand out among such groups. Any group differs from the average group if one looks long enough. The
+      range of a `share` ends at 0 and 1.
 
     Then two intervals decide, so that every reader can check the verdict from the numbers printed:
 
@@ -122,7 +124,7 @@ def judge(
     if against not in ("mean", "distribution"):
         raise InputError(f"a control is compared by its mean or its distribution; got {against!r}")
     effect_interval, effect_size = _effect(effect, seed)
-    control_interval, control_size = _control(control, against, seed)
+    control_interval, control_size = _control(control, against, share, seed)
     outcome, finding = _decide(
         effect_interval, effect_size, control_interval, control_size, direction, against == "distribution"
     )
@@ -182,7 +184,7 @@ def _effect(values: Interval | Values, seed: int) -> tuple[Interval, float]:
     return bootstrap_mean(values_N, seed), len(values_N)
 
 
-def _control(values: Interval | Values, against: Against, seed: int) -> tuple[Interval, float]:
+def _control(values: Interval | Values, against: Against, share: bool, seed: int) -> tuple[Interval, float]:
     from patchclamp.evidence.bootstrap import bootstrap_groups, bootstrap_mean, control_range, sample
 
     if isinstance(values, Interval):
@@ -190,7 +192,7 @@ def _control(values: Interval | Values, against: Against, seed: int) -> tuple[In
     values_GN = sample(values, 0, 1, 2)
     if against == "distribution":
         values_G = values_GN.mean(axis=1) if values_GN.ndim == 2 else values_GN.reshape(-1)
-        return control_range(values_G), len(values_G)
+        return control_range(values_G, share=share), len(values_G)
     if values_GN.ndim == 2:
         return bootstrap_groups(values_GN, seed), values_GN.size
     return bootstrap_mean(values_GN.reshape(-1), seed), values_GN.size

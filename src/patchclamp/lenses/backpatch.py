@@ -146,7 +146,8 @@ def move_back(
     if not wrong:
         return result, None
     verdict = judge(
-        repaired_N.astype(float), repaired_KN.astype(float), direction="greater", against="distribution", seed=seed,
+        repaired_N.astype(float), repaired_KN.astype(float), direction="greater", against="distribution", share=True,
+        seed=seed,
         claim=f"copying the state after block {chosen[0]} back to block {chosen[1]} repairs wrong answers (the pair "
               f"was chosen on {len(development)} other questions; share of {len(wrong)} wrong ones, against random "
               "vectors of the same length in the same place)",
@@ -160,4 +161,4 @@ def shares_of(found_NP: np.ndarray) -> list[Any]:
 
 
 def _range(found_KN: np.ndarray) -> Interval:
-    return control_range(found_KN.mean(1)) if found_KN.size else NO_INTERVAL
+    return control_range(found_KN.mean(1), share=True) if found_KN.size else NO_INTERVAL

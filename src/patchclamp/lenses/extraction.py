@@ -62,7 +62,8 @@ def extract(model: Model, spec: PatchscopeSpec, progress: Progress) -> Outcome:
     shuffles = shuffled_labels(objects[1::2], 20, spec.seed)
     control = [[float(bool(found_in(t, [o]))) for t, o in zip(rest, other, strict=True)] for other in shuffles]
     verdict = judge(
-        hits_NL[1::2, layer], np.array(control), direction="greater", against="distribution", seed=spec.seed,
+        hits_NL[1::2, layer], np.array(control), direction="greater", against="distribution", share=True,
+        seed=spec.seed,
         claim=f"the object of {relation.name!r} can be read off the subject's state after block {layer} (chosen on the "
               "other half of the samples; against the objects of other subjects)",
     )

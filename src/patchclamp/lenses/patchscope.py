@@ -291,4 +291,7 @@ def _verdict(
         effect = max(-r.surprisal for r in result.rows)
         claim = (f"the states say the text's own next token {model.say(own)!r} in another prompt (its greatest "
                  "log-probability over the layers, against states of unrelated texts)")
-    return judge(effect, shares, claim=claim, direction="greater", against="distribution", seed=spec.seed)
+    return judge(
+        effect, shares, claim=claim, direction="greater", against="distribution", share=bool(spec.expect),
+        seed=spec.seed,
+    )

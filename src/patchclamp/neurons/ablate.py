@@ -190,13 +190,10 @@ def _choices(model: Model, spec: AblateSpec, rows: Sequence[ChoiceRow]) -> list[
 
 
 def _range(name: str, changes: Sequence[dict[str, np.ndarray]]) -> Interval:
-    """The range of random groups; a share lies between 0 and 1."""
+    """The range of random groups."""
     if not changes:
         return NO_CONTROL
-    found = control_range([float(c[name].mean()) for c in changes])
-    if name != "flips":
-        return found
-    return Interval(mean=found.mean, low=max(0.0, found.low), high=min(1.0, found.high))
+    return control_range([float(c[name].mean()) for c in changes], share=name == "flips")
 
 
 def _named(sites: Sequence[Site]) -> str:

@@ -1,8 +1,8 @@
 """Random directions that do to a model as much as the vector does: same covariance as activations, same KL.
 
 A direction drawn at random in all dimensions leaves the few in which activations live, and breaks some models at once.
-So a control direction is the mean difference of two random halves of the very prompts the vector was found with (both
-sides mixed), at the same sites, scaled until the next-token distribution moves as far (KL, on the prompts given).
+So a control direction is the mean difference of two random halves of the training prompts (both sides mixed), at the
+same sites, scaled until the next-token distribution moves as far (KL, on the prompts given).
 """
 
 from __future__ import annotations

@@ -198,6 +198,7 @@ class Proof:
             claim=claim,
             direction="greater" if adding else "less",
             against="distribution",
+            share=True,
             seed=self.ready.seed,
         )
 
@@ -290,4 +291,4 @@ class Proof:
 
 
 def _range(control: Control) -> Interval:
-    return control_range(control.shown.mean(1)) if control.shown.size else NO_INTERVAL
+    return control_range(control.shown.mean(1), share=True) if control.shown.size else NO_INTERVAL

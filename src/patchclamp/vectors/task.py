@@ -188,6 +188,7 @@ def task_vectors(model: Model, spec: TaskSpec, progress: Progress) -> Outcome:
         control,
         direction="greater",
         against="distribution",
+        share=True,
         seed=spec.seed,
         claim=f"one vector does what {spec.shots} examples do ({way.replace('_', ' ')} after block {layer}, chosen "
         f"on other rows; share of {len(bare)} bare questions answered right, against random vectors in the same "

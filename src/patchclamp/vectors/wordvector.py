@@ -81,6 +81,7 @@ def add_word_vectors(model: Model, rows: Sequence[TaskRow], spec: ComposeSpec, p
         control.astype(float),
         direction="greater",
         against="distribution",
+        share=True,
         seed=spec.seed,
         claim=f"what the MLP of block {layer} writes adds up like word vectors ({strength:g} times its mean difference "
         f"over other rows, chosen on validation rows; share of {len(split.test)} words whose answer comes in place of "
