@@ -147,3 +147,14 @@ def ids(n: int, seed: int = 0) -> tuple[int, ...]:
 def direction(width: int, seed: int = 0) -> torch.Tensor:
     """A fixed vector without special structure."""
     return torch.cos(torch.arange(width) * (1.3 + seed)) + 0.1
+
+
+def tiny_vector(model, seed=0, **info):
+    """A random direction after every block."""
+    from patchclamp.vectors.vector import SteeringVector, VectorInfo
+
+    generator = torch.Generator().manual_seed(seed)
+    directions = {f"resid.{layer}": torch.randn(model.d_model, generator=generator) for layer in range(model.n_layers)}
+    return SteeringVector(
+        VectorInfo(name="test", model=model.name, weights_hash=model.weights_hash, **info), directions
+    )
