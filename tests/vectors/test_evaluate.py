@@ -13,7 +13,7 @@ from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.tasks.rows import BehaviourRow
 from patchclamp.vectors.choices import swapped
 from patchclamp.vectors.evaluate import evaluate_vector
-from patchclamp.vectors.match import added, matched, random_directions
+from patchclamp.vectors.match import added, matched, random_directions, within_sides
 from patchclamp.vectors.measure import kl_on, surprise
 
 weights = pytest.mark.weights
@@ -31,6 +31,17 @@ def test_random_directions_are_stretched_to_the_same_kl(smollm2):
     for direction, strength in zip(directions, strengths, strict=True):
         reached = kl_on(smollm2, prompts, [added(direction, strength, "all")]).mean()
         assert reached == pytest.approx(target, rel=0.5)
+
+
+def test_random_directions_have_no_part_in_what_the_sides_differ_in():
+    generator = torch.Generator().manual_seed(0)
+    varies = torch.randn(40, 8, generator=generator, dtype=torch.float64)
+    varies[:, 0] = 0
+    showing, plain = varies[:15] + torch.eye(8)[0] * 50, varies[15:] - torch.eye(8)[0] * 50
+    mixed, within = torch.cat([showing, plain]), within_sides(showing, plain)
+    for states, least, most in ((mixed, 1.0, 100.0), (within, 0.0, 1e-12)):
+        directions = torch.stack([one["s"] for one in random_directions({"s": states}, 20, 0)])
+        assert least <= float(directions[:, 0].abs().max()) <= most
 
 
 def test_surprise_is_the_mean_cross_entropy_of_the_answers_tokens():

@@ -27,6 +27,7 @@ from patchclamp.vectors.choose import Choice, choose_all
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.evaluated import EvaluateResult
 from patchclamp.vectors.find import found_vector
+from patchclamp.vectors.match import within_sides
 from patchclamp.vectors.proof import Proof, Ready
 from patchclamp.vectors.search import ChoosingSpec
 from patchclamp.vectors.source import (
@@ -165,13 +166,14 @@ def _settled(
 
 
 def _states(model: Model, vector: SteeringVector, behaviour: Behaviour, progress: Progress) -> dict[str, Tensor]:
-    """The training prompts' states, both sides, where the vector is used: what random directions are made of."""
+    """The training prompts' states within either side, where the vector is used: what random directions are made of."""
     settings = [setting for setting in (vector.info.add, vector.info.remove) if setting]
     sites = list(dict.fromkeys(site for setting in settings for site in setting.sites))
     if not sites:
         return {}
-    showing, plain = examples_of(model, behaviour.train, behaviour.format, vector.info.position)
-    return dict(zip(sites, states(model, [*showing, *plain], sites, progress), strict=True))
+    sides = examples_of(model, behaviour.train, behaviour.format, vector.info.position)
+    pairs = zip(*(states(model, side, sites, progress) for side in sides), strict=True)
+    return {site: within_sides(*pair) for site, pair in zip(sites, pairs, strict=True)}
 
 
 def _cases(

@@ -1,8 +1,10 @@
 """Random directions that do to a model as much as the vector does: same covariance as activations, same KL.
 
 A direction drawn at random in all dimensions leaves the few in which activations live, and breaks some models at once.
-So a control direction is the mean difference of two random halves of the training prompts (both sides mixed), at the
-same sites, scaled until the next-token distribution moves as far (KL, on the prompts given).
+So a control direction is the mean difference of two random halves of the training prompts' states, at the same sites,
+each state less the mean of its own side: how activations vary where the behaviour does not. (Of the states as they are,
+the difference between the sides is the greatest variation, and one random half in a few would be the vector itself
+again: of 20 in SmolLM2's refusal prompts, seven at a cosine above .5.) It is scaled until the next-token distribution moves as far (KL, on the prompts given).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from patchclamp.evidence.controls import matching_strengths, random_split_directions
@@ -25,10 +28,15 @@ LEAST_KL = 1e-6
 """What an edit without effect is matched to, nats."""
 
 
+def within_sides(showing_NW: Tensor, plain_NW: Tensor) -> Tensor:
+    """The states of both sides, each less its side's mean, [N,W]."""
+    return torch.cat([side_NW - side_NW.mean(0) for side_NW in (showing_NW, plain_NW)])
+
+
 def random_directions(states: dict[str, Tensor], n: int, seed: int) -> list[dict[str, Tensor]]:
     """`n` control directions, each at all sites from the same split, as long as the vector would be by chance.
 
-    `states`: site -> the states of all prompts, [N,W]."""
+    `states`: site -> states, of prompts on two sides each less its side's mean (`within_sides`), [N,W]."""
     by_site = {site: random_split_directions(states_NW, n, seed).float() for site, states_NW in states.items()}
     return [{site: directions[i] for site, directions in by_site.items()} for i in range(n)]
 

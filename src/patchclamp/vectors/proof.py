@@ -40,7 +40,7 @@ class Ready(NamedTuple):
     asking: Asking
     behaviour: Behaviour
     states: dict[str, Tensor]
-    """Both sides' states at the sites that are used, for random directions."""
+    """States within either side at the sites that are used, for random directions."""
     choice: Choice
     """What was tried on validation prompts."""
     behaving: bool

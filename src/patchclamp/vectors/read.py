@@ -21,6 +21,7 @@ from patchclamp.forward import Model, Site
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.directions import auroc, direction
+from patchclamp.vectors.match import within_sides
 from patchclamp.vectors.source import BehaviourName, behaviour_for
 from patchclamp.vectors.states import as_prompt, examples_of, states
 from patchclamp.vectors.vector import SteeringVector, load_vector
@@ -111,10 +112,9 @@ def read_vector(model: Model, spec: ReadSpec, progress: Progress) -> Outcome:
     for i, site in enumerate(sites):
         v = vector.directions[site].double()
         probe = direction("logistic", train[0][i], train[1][i])
-        pooled = torch.cat([train[0][i], train[1][i]])
         random[site] = [
             _score(_turned(r.double(), train, i), test, i)
-            for r in random_split_directions(pooled, spec.controls, spec.seed)
+            for r in random_split_directions(within_sides(train[0][i], train[1][i]), spec.controls, spec.seed)
         ]
         rows.append(
             ReadSite(
