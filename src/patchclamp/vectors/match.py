@@ -2,9 +2,10 @@
 
 A direction drawn at random in all dimensions leaves the few in which activations live, and breaks some models at once.
 So a control direction is the mean difference of two random halves of the training prompts' states, at the same sites,
-each state less the mean of its own side: how activations vary where the behaviour does not. (Of the states as they are,
-the difference between the sides is the greatest variation, and one random half in a few would be the vector itself
-again: of 20 in SmolLM2's refusal prompts, seven at a cosine above .5.) It is scaled until the next-token distribution moves as far (KL, on the prompts given).
+each state less the mean of its own side: how activations vary where the behaviour does not. (Of the states as they are
+the difference between the sides is the greatest variation, and a control would often be much of the vector again: of 20
+from SmolLM2's refusal prompts after block 18, five had a cosine above .5 with it.) It is scaled until the next-token
+distribution moves as far (KL, on the prompts given).
 """
 
 from __future__ import annotations
