@@ -12,6 +12,7 @@ strengths, with their neighbours and several blocks together; the best of those 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from patchclamp.errors import InputError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Part, Progress, Spec
-from patchclamp.forward import Edit, Model, Site
+from patchclamp.forward import Edit, Generated, Model, Site
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
@@ -141,6 +142,10 @@ def choose(
     return vector.with_info(add=settings.get("add"), remove=settings.get("subtract"), ablate=ablate), tried
 
 
+def _repeats(answers: Sequence[Generated]) -> float:
+    return float(np.mean([repetition(answer.text) for answer in answers]))
+
+
 def _strongest(candidates: Sequence[Tried]) -> list[Tried]:
     """The strongest few of each place."""
     places: dict[tuple[str, ...], list[Tried]] = {}
@@ -159,10 +164,6 @@ class Trial:
         self.model = asking.model
         self.sign = 1 if use == "add" else -1
         self.texts = unrelated_texts(self.model, choosing=True)
-        self.base = asking.answers(cases)
-        self.base_shown = asking.shown(cases, self.base)
-        self.base_surprise = surprise(self.model, [case.prompt for case in cases], self.base)
-        self.base_repeats = float(np.mean([repetition(answer.text) for answer in self.base]))
 
     def search(self, progress: Progress) -> tuple[list[Tried], Tried | None]:
         """The finalists, judged on all prompts, and the best of them."""
@@ -170,6 +171,11 @@ class Trial:
         finals = self.best_of(second, ROUNDS[1], progress, "fine")[: FINALISTS + 1]
         judged = [self.judged(one) for one in progress.track(finals, f"{self.name}, whole answers", len(finals))]
         return [one for one, _ in judged], self.best(judged)
+
+    @cached_property
+    def base(self) -> list[Generated]:
+        """The unedited model's answers; the first round does without."""
+        return self.asking.answers(self.cases)
 
     @property
     def is_of_heads(self) -> bool:
@@ -248,8 +254,9 @@ class Trial:
         shown = self.asking.shown(self.cases, said, edits)
         if self.use == "add":
             assert said is not None
-            cost = perplexity_ratio(surprise(self.model, [c.prompt for c in self.cases], said), self.base_surprise)
-            repeats = float(np.mean([repetition(answer.text) for answer in said])) - self.base_repeats
+            prompts = [case.prompt for case in self.cases]
+            cost = perplexity_ratio(*(surprise(self.model, prompts, answers) for answers in (said, self.base)))
+            repeats = _repeats(said) - _repeats(self.base)
             allowed = cost <= self.bounds.max_perplexity and repeats <= self.bounds.max_repetition
         else:
             cost = float(kl_on(self.model, self.texts, [edits]).mean())
@@ -262,5 +269,6 @@ class Trial:
         if not allowed:
             return None
         best, shown = max(allowed, key=lambda each: (self.sign * each[0].rate, -each[0].cost))
-        change = self.sign * (shown.astype(float) - self.base_shown)
+        base = self.asking.shown(self.cases, self.base if self.asking.reads_answers else None)
+        change = self.sign * (shown.astype(float) - base)
         return best if bootstrap_mean(change, 0).low > 0 else None
