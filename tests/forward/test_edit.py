@@ -216,6 +216,22 @@ def test_an_edit_too_large_for_half_precision_is_refused(kind, strength):
     assert torch.isfinite(model.run("w1 w2", [Edit.add("resid.1", direction, 2.0, "raw")])).all()
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_an_edit_whose_square_overflows_the_norms_is_refused(kind):
+    model = wrap(copy.deepcopy(tiny("llama")).to(getattr(torch, kind)), "wide")
+    direction = torch.ones(model.d_model)
+    for edit in (
+        Edit.add("resid.1", direction, 1e20, "raw"),
+        Edit.clamp("resid.1", direction, 1e20),
+        Edit.set("resid.1", direction * 1e20),
+        Edit.set("neuron.1.0", 1e20),
+        Edit.scale("resid.1", 1e20),
+    ):
+        with pytest.raises(EditError, match=f"overflows {kind}: numbers of .*e\\+(19|20) have a square"):
+            model.run("w1 w2", [edit])
+    assert torch.isfinite(model.run("w1 w2", [Edit.add("resid.1", direction, 1e15, "raw")])).all()
+
+
 @pytest.mark.parametrize("size", [1e5, 1e-9])
 def test_a_directions_length_does_not_matter_in_half_precision(size):
     model = wrap(copy.deepcopy(tiny("llama")).half(), "half")
@@ -223,4 +239,13 @@ def test_a_directions_length_does_not_matter_in_half_precision(size):
     for edit in (lambda d: Edit.project_out("resid.1", d), lambda d: Edit.clamp("resid.1", d, 2.0)):
         plain, scaled = (model.run("w1 w2", [edit(direction * factor)]) for factor in (1.0, size))
         assert torch.allclose(plain, scaled, atol=1e-2)
+        assert not torch.allclose(plain, model.run("w1 w2"), atol=1e-2)
+
+
+def test_a_direction_too_long_for_its_norm_still_points():
+    model = wrap(tiny("llama"), "long")
+    direction = torch.linspace(-1, 1, model.d_model)
+    for edit in (lambda d: Edit.project_out("resid.1", d), lambda d: Edit.clamp("resid.1", d, 2.0)):
+        plain, scaled = (model.run("w1 w2", [edit(direction * factor)]) for factor in (1.0, 1e30))
+        assert torch.allclose(plain, scaled, atol=1e-5)
         assert not torch.allclose(plain, model.run("w1 w2"), atol=1e-2)

@@ -188,12 +188,17 @@ def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
 
 
 def _within(edit: Edit, value: Tensor) -> Tensor:
-    """The value itself. EditError if the model's number format is too small for it."""
-    if torch.isfinite(value).all():
-        return value
+    """The value itself. EditError if the model's number format is too small for it, or its square too large for the
+    norms, which would then write zeros without a word."""
     kind, most = str(value.dtype).removeprefix("torch."), torch.finfo(value.dtype).max
-    raise EditError(f"{edit.op} at {edit.site} overflows {kind}, whose largest number is {most:.3g}; use a smaller "
-                    "strength or value, or load the model with --dtype float32")
+    if not torch.isfinite(value).all():
+        raise EditError(f"{edit.op} at {edit.site} overflows {kind}, whose largest number is {most:.3g}; use a smaller "
+                        "strength or value, or load the model with --dtype float32")
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    if not torch.isfinite(wide.square().sum(-1) if wide.dim() else wide.square()).all():
+        raise EditError(f"{edit.op} at {edit.site} overflows {kind}: numbers of {wide.abs().max().item():.3g} have a "
+                        "square that the model's norms cannot hold; use a smaller strength or value")
+    return value
 
 
 def _check_widths(
@@ -223,9 +228,14 @@ def change_of(
     if edit.when is None:
         return change
     assert direction is not None
-    along = edit.when.direction.tensor.to(direction)
-    along, above = along / along.norm(), edit.when.above
+    along, above = _unit(edit.when.direction.tensor).to(direction), edit.when.above
     return lambda x: torch.where((x @ along.to(x) > above).unsqueeze(-1), change(x), x)
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """The direction with length 1, whatever its length was. Zeros become NaN."""
+    exact = direction.double()
+    return (exact / exact.norm()).to(direction)
 
 
 def _unconditional(
@@ -241,10 +251,9 @@ def _unconditional(
         assert value is not None
         return lambda x: x * value.to(x)
     assert direction is not None
-    norm = direction.norm()
-    if not norm and (op != "add" or value is not None):
+    if not direction.any() and (op != "add" or value is not None):
         raise EditError(f"{op} at {edit.site}: the direction is all zeros; it points nowhere")
-    unit = direction / norm
+    unit = _unit(direction)
     if op == "add":
         step = _within(edit, (edit.strength * (direction if value is None else value * unit)).to(dtype))
         return lambda x: x + step.to(x)
