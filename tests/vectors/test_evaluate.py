@@ -146,6 +146,8 @@ def test_the_token_at_which_a_vector_is_found_is_chosen_too(tmp_path):
     pc.load_vector(path).with_info(prompts=()).save(path)
     with pytest.raises(pc.PatchclampError, match="cannot be found again"):
         pc.run("vectors.select", model, vector=path, positions=("last", "-2"))
+    with pytest.raises(pc.InputError, match="@lst names no positions"):
+        evaluate_vector(model, what="no such file.json", positions=("last", "lst"))
     with pytest.raises(pc.PatchclampError, match="either these or --positions"):
         evaluate_vector(model, what=path, sites=["resid.1"], strength=1.0, positions=("last",))
 

@@ -100,13 +100,21 @@ def evaluate_chart(result: "EvaluateResult") -> alt.TopLevelMixin:
         return styled(left)
     doses = pd.DataFrame(
         [
-            {"strength": d.strength, "perplexity ratio": d.perplexity_ratio, "KL": d.kl, **d.rate.model_dump()}
+            {
+                "strength": d.strength,
+                "asked": "plain, added" if d.strength > 0 else "showing, subtracted",
+                "perplexity ratio": d.perplexity_ratio,
+                "KL": d.kl,
+                **d.rate.model_dump(),
+            }
             for d in result.strength_curve
         ]
     )
-    base = alt.Chart(doses).encode(x=alt.X("strength:Q", title="strength (standard deviations)"))
+    x = alt.X("strength:Q", title="showing prompts ← strength (standard deviations) → plain prompts")
+    base = alt.Chart(doses).encode(x=x, detail="asked:N")
     tooltip = [
         "strength",
+        "asked",
         alt.Tooltip("mean", format=".3f"),
         alt.Tooltip("perplexity ratio", format=".2f"),
         alt.Tooltip("KL", format=".3f"),

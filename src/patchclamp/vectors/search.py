@@ -16,13 +16,14 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from patchclamp.errors import InputError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Part, Progress, Spec
 from patchclamp.forward import Edit, Generated, Model, Site
+from patchclamp.forward.site import Positions
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
@@ -66,6 +67,13 @@ class ChoosingSpec(Spec):
     positions: Annotated[tuple[str, ...], CommaList()] = ()
     """Choosing: tokens at which the vector is found anew from its own prompts, e.g. last,-2,-5; the one with which
     adding does most is kept."""
+
+    @field_validator("positions")
+    @classmethod
+    def _named(cls, positions: tuple[str, ...]) -> tuple[str, ...]:
+        for position in positions:
+            Positions.parse(position)
+        return positions
 
 
 class Tried(Part):
