@@ -1,111 +1,112 @@
 """Ablation: what happens without these neurons (or heads), beside as many random ones of the same layers.
 
-Zero is itself an intervention: a neuron at zero may be as unusual as one at its largest. `mean` puts its mean
-over a corpus, `resample` its value in another prompt of the file (Chan et al. 2022, "Causal scrubbing").
-Self-repair and redundancy make single ablations small (McGrath et al. 2023, arXiv 2307.15771).
+Zero is itself an intervention, so three ways of taking a unit away stand side by side (`removal`). Self-repair and
+redundancy make single ablations small (McGrath et al. 2023, arXiv 2307.15771): probabilities move, words do not.
 """
 
-import math
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BeforeValidator, Field
 
-from patchclamp.errors import PromptError, SpecError
-from patchclamp.evidence.bootstrap import control_range
-from patchclamp.evidence.cli_hints import Positional
-from patchclamp.evidence.controls import count_groups, random_units
-from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
-from patchclamp.evidence.verdict import Interval, judge
-from patchclamp.forward import Edit, Model, Plan, Readout, Site
-from patchclamp.forward.prepare import check_site
-from patchclamp.model.tokens import first_difference
+from patchclamp.errors import SpecError
+from patchclamp.evidence.cli_hints import CommaList, Positional
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
+from patchclamp.forward import Model, Site
+from patchclamp.neurons.choices import Choice, ChoicesSpec, Scores, read_choices, score_unedited
+from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
+from patchclamp.neurons.removal import How, Removal, check_units, removal
 from patchclamp.tasks.files import DataFile
-from patchclamp.tasks.read import read_corpus, read_rows
-from patchclamp.tasks.rows import ChoiceRow
+from patchclamp.tasks.read import read_corpus
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
-NO_CONTROL = Interval(mean=math.nan, low=math.nan, high=math.nan)
-UNITS = ("neuron", "gate", "head")
 CORPUS_TEXTS = 64
+ANSWERS_SHOWN = 8
+"""Prompts whose generated text is kept."""
 
 
-class AblateSpec(Spec):
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class AblateSpec(ChoicesSpec):
     """Which units to ablate, and on what."""
 
     sites: Annotated[tuple[Site, ...], Positional()] = Field(min_length=1)
     """Neurons, gates or heads, e.g. neuron.19.1044 or head.9.6@last: together one group."""
-    prompts: DataFile
-    """A choice file: rows with prompt, answer and distractor. `example:agreement` is a built-in one."""
-    how: Literal["zero", "mean", "resample"] = "zero"
-    """What is put in the place of the activation: zero, its mean over a corpus, or its value in another prompt."""
+    how: Annotated[tuple[How, ...], BeforeValidator(_listed), CommaList()] = ()
+    """What is put in the place of the activation: zero, mean (its mean over a corpus) or resample (its value in another
+    prompt). By default all three, the last where every prompt has a partner of its length or one position is named."""
     ranked: bool = False
     """Grow the group one site at a time, k = 1 to n, in the order given."""
     corpus: DataFile | None = None
-    """For `mean`: a text file, JSONL or Parquet with a text column; the built-in neutral corpus if not given."""
+    """For mean: a text file, JSONL or Parquet with a text column; the built-in neutral corpus if not given."""
+    other: tuple[DataFile, ...] = ()
+    """Choice files of other behaviours, on which the same groups are tried as well. Rows that where leaves out are
+    always among these."""
+    answers: int = Field(0, ge=0, le=500)
+    """Also let the model write on for so many tokens after the first prompts, with and without the whole group."""
     controls: int = Field(20, ge=2)
     """How many random groups of the same layers stand beside each group; fewer where a layer has fewer, and no verdict
     for or against where it has none."""
 
 
-class Effect(BaseModel):
-    """Change from the unedited run, mean over prompts."""
+class OffTarget(Part):
+    """The same groups on other choices."""
 
-    logprob: float
-    """Log-probability of the answer, in nats."""
-    logit_difference: float
-    """logit(answer) - logit(distractor)."""
-    flips: float
-    """Share of prompts whose most likely next token is another one."""
-
-
-class RandomEffect(BaseModel):
-    """The same for random groups: mean and the range in which one more random group would fall (95 %)."""
-
-    logprob: Interval
-    logit_difference: Interval
-    flips: Interval
+    name: str
+    """The file, or the rows that `where` leaves out."""
+    prompts: int
+    right: float
+    """Share on which the unedited model prefers the answer to the distractor."""
+    groups: list[Group]
 
 
-class Group(BaseModel):
-    """One ablated group beside its control."""
+class Written(Part):
+    """What the model writes after one prompt."""
 
-    k: int
-    """How many sites."""
-    sites: list[str]
+    prompt: str
     by: str
-    """How they were ablated."""
-    effect: Effect
-    random: RandomEffect
+    base: str
+    edited: str
 
 
 class Ablation(Result):
     """Ablated groups and their controls."""
 
     groups: list[Group]
+    """One for each size, ablated in the first of the ways."""
+    other_ways: list[Group]
+    """The same groups ablated in the other ways."""
+    off_target: list[OffTarget]
     base_logit_difference: float
     """Of the unedited model, mean over prompts."""
+    base_probability: float
+    """Of the answer in the unedited model, mean over prompts."""
     prompts: int
     """Prompts scored."""
     skipped: int
     """Rows left out because one answer is a prefix of the other, or nothing stands before their difference."""
     right: float
     """Share of prompts on which the unedited model prefers the answer to the distractor."""
+    written: list[Written]
+    """What the model writes with and without the whole group, if asked for."""
 
     def table(self) -> "pandas.DataFrame":
         """One row a group and measure: effect, and mean and range of the random groups."""
         import pandas
 
+        sides = [("", self.groups + self.other_ways), *((other.name, other.groups) for other in self.off_target)]
         return pandas.DataFrame([
-            {"k": g.k, "sites": " ".join(g.sites), "by": g.by, "measure": name,
+            {"on": on, "k": g.k, "sites": " ".join(g.sites), "by": g.by, "measure": name,
              "effect": getattr(g.effect, name), "random": r.mean, "random low": r.low, "random high": r.high}
-            for g in self.groups
-            for name in Effect.model_fields
+            for on, groups in sides
+            for g in groups
+            for name in type(g.effect).model_fields
             for r in [getattr(g.random, name)]
         ])
 
@@ -116,173 +117,73 @@ class Ablation(Result):
         return ablation_chart(self)
 
 
-class Choice(NamedTuple):
-    """One row, scored at the first token in which answer and distractor differ."""
-
-    prompt: tuple[int, ...]
-    answer: int
-    distractor: int
-
-
-class Measured(NamedTuple):
-    """What one run gave."""
-
-    logprob: float
-    logit_difference: float
-    first: int
-
-
 @method("neurons.ablate", spec=AblateSpec, result=Ablation)
 def ablate(model: Model, spec: AblateSpec, progress: Progress) -> Outcome:
     """Take neurons or heads away and see what changes, beside random ones of the same layers.
 
-    Effects are edited minus unedited, means over the prompts. The verdict asks whether the whole group moves the
-    logit difference further than random groups do.
+    Effects are edited minus unedited, means over the prompts. The verdict asks whether the whole group, at its mean if
+    that is among the ways, moves the logit difference further than random groups do.
     """
-    targets = [_target(model, site) for site in spec.sites]
-    rows = read_rows(spec.prompts, ChoiceRow)
-    choices = _choices(model, spec, rows)
+    check_units(model, spec.sites)
+    choices = read_choices(model, spec.prompts, spec.where)
     texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
-    base = _measure(model, choices, [None], spec, texts, progress)[0]
-    groups, verdict = [], None
-    for k in range(1, len(targets) + 1) if spec.ranked else [len(targets)]:
-        group = targets[:k]
-        controls = _controls(model, spec, group, targets)
-        runs = _measure(model, choices, [spec.sites[:k], *controls], spec, texts, progress)
-        changes_G = [_changes(run, base) for run in runs]
-        groups.append(Group(
-            k=k, sites=[str(s) for s in spec.sites[:k]], by=spec.how,
-            effect=Effect(**{name: float(values.mean()) for name, values in changes_G[0].items()}),
-            random=RandomEffect(**{name: _range(name, changes_G[1:]) for name in changes_G[0]}),
-        ))
-        verdict = judge(
-            changes_G[0]["logit_difference"],
-            np.array([c["logit_difference"] for c in changes_G[1:]]) if controls else NO_CONTROL,
-            claim=f"ablating {_named(spec.sites[:k])} ({spec.how}) changes the logit difference more than random "
-                  f"{spec.sites[0].point}s of the same layers do"
-                  + ("" if controls else " (a block has no such group left beside these)"),
-            against="distribution", seed=spec.seed,
-        )
+    others = [(f"rows without {', '.join(spec.where)}", choices.others)] if choices.others else []
+    others += [(name, read_choices(model, name).kept) for name in spec.other]
+    base = score_unedited(model, choices.kept, progress)
+    ways = _ways(spec, choices.kept, texts)
+    measured = _grown(model, spec, ways, base, progress)
+    off_target = []
+    for name, some in others:
+        their = score_unedited(model, some, progress)
+        found = [m.group for m in _grown(model, spec, _ways(spec, some, texts), their, progress)]
+        off_target.append(OffTarget(name=name, prompts=len(some), right=float(their.right.mean()), groups=found))
+    groups = [m.group for m in measured]
     result = Ablation(
-        groups=groups, base_logit_difference=float(np.mean([m.logit_difference for m in base])), prompts=len(choices),
-        skipped=len(rows) - len(choices), right=float(np.mean([m.logit_difference > 0 for m in base])),
+        groups=[g for g in groups if g.by == ways[0].how], other_ways=[g for g in groups if g.by != ways[0].how],
+        off_target=off_target,
+        base_logit_difference=float(base.logit_difference.mean()),
+        base_probability=float(np.exp(base.logprob).mean()), prompts=len(choices.kept), skipped=choices.skipped,
+        right=float(base.right.mean()), written=_written(model, spec, ways) if spec.answers else [],
     )
-    return result, verdict
+    judged = [m for m in measured if m.group.k == len(spec.sites)]
+    whole = next((m for m in judged if m.group.by == "mean"), judged[0])
+    return result, whole.verdict(
+        f"ablating {named(spec.sites)} ({whole.group.by}) changes the logit difference more than random "
+        f"{spec.sites[0].point}s of the same layers do", spec.seed)
 
 
-def _choices(model: Model, spec: AblateSpec, rows: Sequence[ChoiceRow]) -> list[Choice]:
-    """Each row scored at the first differing token, rows that cannot be scored left out. Errors name the row."""
-    choices = []
-    for number, row in enumerate(rows, 1):
-        scored = first_difference(model.tokenizer, row.prompt, row.answer, row.distractor)
-        if scored is None or not scored[0]:
-            continue
-        try:
-            model.encode(row.prompt)
-            model.encode(scored[0])
-        except PromptError as error:
-            raise PromptError(f"{spec.prompts}, row {number}: {error}") from error
-        choices.append(Choice(*scored))
-    if not choices:
-        raise SpecError(f"{spec.prompts}: in every row one answer is a prefix of the other, or nothing stands before "
-                        "their first difference, so nothing can be scored")
-    return choices
+def _ways(spec: AblateSpec, choices: Sequence[Choice], texts: tuple[str, ...]) -> list[Removal]:
+    """The ways asked for; of the default ones those that are possible."""
+    if spec.how:
+        return [removal(how, choices, spec.sites, texts, spec.seed) for how in dict.fromkeys(spec.how)]
+    ways = [removal(how, choices, spec.sites, texts, spec.seed) for how in ("zero", "mean")]
+    try:
+        return [*ways, removal("resample", choices, spec.sites, texts, spec.seed)]
+    except SpecError:  # a prompt without a partner of its length
+        return ways
 
 
-def _range(name: str, changes: Sequence[dict[str, np.ndarray]]) -> Interval:
-    """The range of random groups."""
-    if not changes:
-        return NO_CONTROL
-    return control_range([float(c[name].mean()) for c in changes], share=name == "flips")
+def _grown(
+    model: Model, spec: AblateSpec, ways: Sequence[Removal], base: Scores, progress: Progress
+) -> list[Measured]:
+    """The group of each size taken away in each way."""
+    sizes = range(1, len(spec.sites) + 1) if spec.ranked else [len(spec.sites)]
+    controls = Controls(model, spec.controls, spec.seed)
+    return [measure_group(way, base, spec.sites[:k], spec.sites, controls, progress) for way in ways for k in sizes]
 
 
-def _named(sites: Sequence[Site]) -> str:
-    return ", ".join(str(s) for s in sites[:3]) + (f" and {len(sites) - 3} more" if len(sites) > 3 else "")
-
-
-def _target(model: Model, site: Site) -> tuple[int, int]:
-    if site.point not in UNITS or site.unit is None or site.layer is None:
-        raise SpecError(f"{site}: ablate names single units, such as neuron.19.1044 or head.9.6")
-    check_site(model.anatomy, site, model.name)
-    return site.layer, site.unit
-
-
-def _controls(
-    model: Model, spec: AblateSpec, group: list[tuple[int, int]], targets: list[tuple[int, int]]
-) -> list[list[Site]]:
-    """Random groups with the same points, layers and positions; none where a block has too few units left."""
-    points = {s.point for s in spec.sites}
-    if len(points) > 1:
-        raise SpecError(f"the sites mix {' and '.join(sorted(points))}; a matched control needs one kind at a time")
-    point = points.pop()
-
-    def n_units(layer: int) -> int:
-        return model.anatomy.n_units(point, layer)
-
-    profile = Counter(layer for layer, _ in group)
-    taken = Counter(layer for layer, _ in {*targets})
-    if any(n_units(layer) - taken[layer] < count for layer, count in profile.items()):
-        return []
-    n = min(spec.controls, count_groups(group, n_units, targets))
-    drawn = random_units(group, n_units, n, spec.seed, targets)
-    return [[Site(point, layer, unit, site.positions) for (layer, unit), site in zip(some, spec.sites, strict=False)]
-            for some in drawn]
-
-
-def _edits(
-    sites: Sequence[Site], index: int, choices: list[Choice], donors: list[int], spec: AblateSpec,
-    texts: tuple[str, ...],
-) -> list[Edit]:
-    if spec.how == "zero":
-        return [Edit.zero(site) for site in sites]
-    if spec.how == "mean":
-        return [Edit.mean(site, texts) for site in sites]
-    return [Edit.swap(site, choices[donors[index]].prompt) for site in sites]
-
-
-def _donors(choices: list[Choice], spec: AblateSpec) -> list[int]:
-    """For each prompt another one to take values from: of the same length, unless one position is asked for."""
-    if spec.how != "resample":
-        return []
-    generator = np.random.default_rng(spec.seed)
-    single = all(s.positions.single for s in spec.sites)
+def _written(model: Model, spec: AblateSpec, ways: Sequence[Removal]) -> list[Written]:
+    """What follows the first prompts, with and without the whole group."""
+    prompts = [choice.prompt for choice in ways[0].choices[:ANSWERS_SHOWN]]
+    base = model.generate(prompts, max_new_tokens=spec.answers)
     out = []
-    for choice in choices:
-        others = [j for j, other in enumerate(choices)
-                  if other.prompt != choice.prompt and (single or len(other.prompt) == len(choice.prompt))]
-        if not others:
-            raise SpecError(
-                f"no other prompt has {len(choice.prompt)} tokens to resample from; name one position, as in "
-                f"{spec.sites[0].at('last')}"
-            )
-        out.append(int(generator.choice(others)))
+    for way in ways:
+        edited = model.generate(prompts, way.edits(spec.sites)[:ANSWERS_SHOWN], spec.answers)
+        out += [Written(prompt=model.decode(prompt), by=way.how, base=plain.text, edited=other.text)
+                for prompt, plain, other in zip(prompts, base, edited, strict=True)]
     return out
 
 
-def _measure(
-    model: Model, choices: list[Choice], groups: Sequence[Sequence[Site] | None], spec: AblateSpec,
-    texts: tuple[str, ...], progress: Progress,
-) -> list[list[Measured]]:
-    """Every group on every prompt, in one plan: measurements [group][prompt]."""
-    donors = _donors(choices, spec)
-    rows = []
-    for sites in groups:
-        for i, choice in enumerate(choices):
-            edits = _edits(sites, i, choices, donors, spec, texts) if sites is not None else []
-            rows.append((choice.prompt, edits, [
-                Readout.log_probability(choice.answer), Readout.logit_difference(choice.answer, choice.distractor),
-                Readout.top(1),
-            ]))
-    values = model.execute(Plan.of(rows), track=progress.track)
-    measured = [Measured(float(logprob), float(difference), top[0].id) for logprob, difference, top in values]
-    n = len(choices)
-    return [measured[i : i + n] for i in range(0, len(measured), n)]
-
-
-def _changes(run: list[Measured], base: list[Measured]) -> dict[str, np.ndarray]:
-    pairs = list(zip(run, base, strict=True))
-    return {
-        "logprob": np.array([a.logprob - b.logprob for a, b in pairs]),
-        "logit_difference": np.array([a.logit_difference - b.logit_difference for a, b in pairs]),
-        "flips": np.array([float(a.first != b.first) for a, b in pairs]),
-    }
+def named(sites: Sequence[Site]) -> str:
+    """The first of the sites, and how many more there are."""
+    return ", ".join(str(s) for s in sites[:3]) + (f" and {len(sites) - 3} more" if len(sites) > 3 else "")

@@ -11,14 +11,14 @@ gives the line and the field.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from patchclamp.errors import FileError
+from patchclamp.errors import FileError, SpecError
 from patchclamp.tasks.files import (
     HUB_PREFIX,
     ROW_SUFFIXES,
@@ -49,6 +49,34 @@ def read_rows(path: str | Path, row: type[RowT]) -> list[RowT]:
     if not rows:
         raise FileError(f"{path} has no rows; a {row.kind} file needs at least one")
     return rows
+
+
+def split_where(
+    rows: Sequence[RowT], where: Sequence[str], path: str | Path
+) -> tuple[list[tuple[int, RowT]], list[tuple[int, RowT]]]:
+    """The rows in which all conditions FIELD=VALUE hold, and the others, each with its number from 1.
+
+    SpecError for a condition of another form, FileError for a field that no row has and where no row is left."""
+    conditions = [condition.partition("=") for condition in where]
+    for condition, (name, equals, _) in zip(where, conditions, strict=True):
+        if not name or not equals:
+            raise SpecError(f"where {condition!r}: write FIELD=VALUE, e.g. number=plural")
+        if not any(_has(row, name) for row in rows):
+            fields = sorted({*type(rows[0]).model_fields, *(rows[0].model_extra or {})})
+            raise FileError(f"{path}: no row has a field {name!r}; the first one has {', '.join(fields)}")
+    split: tuple[list[tuple[int, RowT]], list[tuple[int, RowT]]] = ([], [])
+    for number, row in enumerate(rows, 1):
+        holds = all(_has(row, name) and str(getattr(row, name)) == value for name, _, value in conditions)
+        split[not holds].append((number, row))
+    if not split[0]:
+        values = [sorted({str(getattr(row, name)) for row in rows if _has(row, name)})[:8] for name, _, _ in conditions]
+        have = "; ".join(f"{name} is {', '.join(some)}" for (name, _, _), some in zip(conditions, values, strict=True))
+        raise FileError(f"{path}: no row has {' and '.join(where)} ({have})")
+    return split
+
+
+def _has(row: Row, name: str) -> bool:
+    return name in type(row).model_fields or name in (row.model_extra or {})
 
 
 def read_behaviours(path: str | Path) -> list[BehaviourRow]:
