@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from patchclamp.lenses.stages import stages
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
+    from patchclamp.neurons.attribute import attribute_neurons
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -62,6 +63,7 @@ _HOME = {
     "apply_vector": "vectors.apply",
     "attention": "lenses.attention",
     "attribute": "lenses.attribute",
+    "attribute_neurons": "neurons.attribute",
     "bake_vector": "vectors.bake",
     "compose_vectors": "vectors.compose",
     "evaluate_vector": "vectors.evaluate",
@@ -116,6 +118,7 @@ __all__ = [
     "apply_vector",
     "attention",
     "attribute",
+    "attribute_neurons",
     "bake_vector",
     "compose_vectors",
     "evaluate_vector",

@@ -132,12 +132,20 @@ def test_what_comes_later_has_no_gradient():
     assert not gradient["resid.2"][0, [0, 1, 3, 4, 5]].any()
 
 
-def test_prompts_of_several_lengths():
-    """One gradient per prompt, each its own."""
-    model, prompts = tiny_model("gpt2"), [ids(4), ids(7, 1)]
-    both = model.gradients(prompts, READ, ["resid.1"]).rows("resid.1")
-    for prompt, rows in zip(prompts, both, strict=True):
-        assert torch.equal(rows, model.gradients(prompt, READ, ["resid.1"]).rows("resid.1")[0])
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "bloom", "llama"])
+def test_prompts_of_several_lengths_each_with_its_own_readout(name):
+    """Batched and padded they have the gradients they have alone."""
+    model = tiny_model(name)
+    prompts = [ids(4), ids(7, 1), ids(7, 2), ids(30, 3)]
+    reads = [Readout.logit_difference(5 + i, 9, at="last") for i in range(4)]
+    both = model.gradients(prompts, reads, ["resid.1", "neuron.2.3@last"])
+    for i, (prompt, read) in enumerate(zip(prompts, reads, strict=True)):
+        alone = model.gradients(prompt, read, ["resid.1", "neuron.2.3@last"])
+        for site in alone:
+            assert both.rows(site)[i].abs().max() > 0
+            assert torch.allclose(both.rows(site)[i], alone.rows(site)[0], atol=1e-6, rtol=1e-4), site
+    with pytest.raises(InputError, match="3 readouts for 4 prompts"):
+        model.gradients(prompts, reads[:3], ["resid.1"])
 
 
 @pytest.mark.parametrize(

@@ -129,3 +129,61 @@ def test_the_files_that_were_read_are_in_the_provenance_and_paths_are_absolute(t
     record = pc.ablate(tiny_model("llama"), sites=["neuron.1.0"], prompts="c.csv", controls=3)
     assert record.spec.prompts == str(path)
     assert record.provenance.inputs == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_three_ways_stand_side_by_side(choices):
+    """Zero first; the verdict is about the mean. Values are those of each way alone."""
+    model = tiny_model("llama")
+    record = pc.ablate(model, sites=["neuron.1.7@last", "neuron.2.3@last"], prompts=choices, ranked=True, controls=2)
+    result = record.result
+    assert [(g.by, g.k) for g in result.groups] == [("zero", 1), ("zero", 2)]
+    assert [(g.by, g.k) for g in result.other_ways] == [("mean", 1), ("mean", 2), ("resample", 1), ("resample", 2)]
+    assert "(mean)" in record.verdict.reason
+    alone = pc.ablate(model, sites=["neuron.1.7@last", "neuron.2.3@last"], prompts=choices, how="mean", controls=2)
+    assert alone.result.groups[0] == result.other_ways[1] and not alone.result.other_ways
+
+
+def test_without_a_partner_of_its_length_there_is_no_resampling_unless_asked_for(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6 w7, w7, w8\n")
+    model = tiny_model("llama")
+    result = pc.ablate(model, sites=["neuron.1.0"], prompts=str(path), controls=2).result
+    assert [g.by for g in result.groups + result.other_ways] == ["zero", "mean"]
+    with pytest.raises(SpecError, match="leave resample out"):
+        pc.ablate(model, sites=["neuron.1.0"], prompts=str(path), how="resample", controls=2)
+
+
+def test_rows_and_files_beside_the_target(tmp_path, choices):
+    path = tmp_path / "c.jsonl"
+    rows = [dict(zip(("prompt", "answer", "distractor"), w, strict=True)) | {"n": i % 2} for i, w in enumerate(WORDS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_model("llama")
+    result = pc.ablate(model, sites=["neuron.1.7"], prompts=str(path), where=("n=0",), other=(choices,), how="zero",
+                       controls=2).result
+    assert result.prompts == 2
+    assert [(o.name, o.prompts) for o in result.off_target] == [("rows without n=0", 1), (choices, 3)]
+    change = difference(model, *WORDS[1], [pc.Edit.zero("neuron.1.7")]) - difference(model, *WORDS[1])
+    assert result.off_target[0].groups[0].effect.logit_difference == pytest.approx(change, abs=1e-5)
+
+
+def test_probability_and_accuracy_are_of_the_same_runs(choices):
+    model = tiny_model("llama")
+    result = pc.ablate(model, sites=["neuron.1.7"], prompts=choices, how="zero", controls=2).result
+
+    def measured(edits):
+        reads = [[pc.Readout.probability(w[1].strip())] for w in WORDS]
+        p = [float(model.run(w[0], edits, read)[0]) for w, read in zip(WORDS, reads, strict=True)]
+        return np.mean(p), np.mean([difference(model, *w, edits) > 0 for w in WORDS])
+
+    (p, a), (base_p, base_a) = measured([pc.Edit.zero("neuron.1.7")]), measured([])
+    assert result.groups[0].effect.probability == pytest.approx(p - base_p, abs=1e-6)
+    assert result.groups[0].effect.accuracy == pytest.approx(a - base_a)
+    assert (result.base_probability, result.right) == (pytest.approx(base_p), base_a)
+
+
+def test_what_the_model_writes_with_and_without(choices):
+    model = tiny_model("llama")
+    result = pc.ablate(model, sites=["head.1.1"], prompts=choices, how="zero", answers=3, controls=2).result
+    assert [w.prompt for w in result.written] == [model.decode(model.encode(w[0]).ids) for w in WORDS]
+    assert result.written[0].edited == model.generate(WORDS[0][0], [pc.Edit.zero("head.1.1")], 3).text
+    assert result.written[0].base == model.generate(WORDS[0][0], max_new_tokens=3).text

@@ -10,6 +10,7 @@ from patchclamp.charts.style import CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
+    from patchclamp.neurons.attribute import Attribution
     from patchclamp.neurons.groups import Group
 
 NAMES = {
@@ -32,7 +33,30 @@ def ablation_chart(result: "Ablation") -> alt.TopLevelMixin:
     return styled(alt.vconcat(*rows))
 
 
-def panels(groups: Sequence["Group"], about: str = "", x: str = "units ablated") -> alt.TopLevelMixin:
+def attribution_chart(result: "Attribution") -> alt.TopLevelMixin:
+    """Estimate against exact effect of each neuron, by layer; below the groups on other rows."""
+    data = pd.DataFrame([one.model_dump() for one in result.ranking])
+    data["layer"] = data["site"].str.split(".").str[1].astype(int)
+    most = max(data["exact_effect"].abs().max(), data["attribution"].abs().max(), 1e-9) * 1.05
+    scale = alt.Scale(domain=[-most, most])
+    tooltip = ["site", alt.Tooltip("attribution", format="+.4f"), alt.Tooltip("exact_effect", format="+.4f")]
+    points = alt.Chart(data).mark_point(color=EFFECT, filled=True, size=45, opacity=0.8)
+    against = points.encode(
+        x=alt.X("attribution:Q", title="estimated effect", scale=scale),
+        y=alt.Y("exact_effect:Q", title="effect of ablating it", scale=scale), tooltip=tooltip)
+    equal = alt.Chart(pd.DataFrame({"x": [-most, most], "y": [-most, most]})).mark_line(
+        strokeDash=[3, 3], color="#909090").encode(x="x:Q", y="y:Q")
+    where = points.encode(
+        x=alt.X("layer:Q", title="block"), y=alt.Y("exact_effect:Q", title="effect of ablating it"), tooltip=tooltip)
+    top = alt.hconcat((equal + against).properties(width=300, height=260),
+                      where.properties(width=420, height=260, title="logit(answer) - logit(distractor)"))
+    rows: list[alt.HConcatChart] = [top, panels(result.groups, "ablated together, on other prompts")]
+    if result.others:
+        rows.append(panels(result.others, "the same, where the condition does not hold"))
+    return styled(alt.vconcat(*rows))
+
+
+def panels(groups: Sequence["Group"], about: str = "", x: str = "units ablated") -> alt.HConcatChart:
     """One panel a measure."""
     charts = []
     for measure, title in NAMES.items():

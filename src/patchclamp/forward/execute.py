@@ -48,7 +48,7 @@ def execute(
     """Run every job; its readouts' values are put in `job.results`. Raises RunError when memory runs out."""
     shared = _Shared(jobs) if mode != "single" else None
     todo = shared.todo if shared else jobs
-    batches = [layout for side in _sides(anatomy, todo) for layout in _batches(anatomy, side, mode)]
+    batches = [layout for side in rotary_sides(anatomy, todo) for layout in _batches(anatomy, side, mode)]
     prefixes = _Prefixes(anatomy, batches)
     steps = track(batches, "running", len(batches)) if track and len(batches) > 1 else batches
     for layout in steps:
@@ -110,7 +110,7 @@ def _clean_copy(job: Job) -> Job:
     return Job(job.encoded, [], [])
 
 
-def _sides(anatomy: Anatomy, jobs: list[Job]) -> list[list[Job]]:
+def rotary_sides(anatomy: Anatomy, jobs: list[Job]) -> list[list[Job]]:
     """Jobs whose rotary embeddings turn by other angles must not share a pass: its longest prompt decides for all."""
     sides = [[j for j in jobs if anatomy.rope_side(len(j.encoded)) is beyond] for beyond in (False, True)]
     return [side for side in sides if side]
