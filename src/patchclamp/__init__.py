@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
     from patchclamp.neurons.attribute import attribute_neurons
+    from patchclamp.neurons.find import find_neurons
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -67,6 +68,7 @@ _HOME = {
     "bake_vector": "vectors.bake",
     "compose_vectors": "vectors.compose",
     "evaluate_vector": "vectors.evaluate",
+    "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
     "jacobian": "lenses.jacobian",
@@ -122,6 +124,7 @@ __all__ = [
     "bake_vector",
     "compose_vectors",
     "evaluate_vector",
+    "find_neurons",
     "find_vector",
     "get_method",
     "jacobian",

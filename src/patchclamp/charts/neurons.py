@@ -11,6 +11,7 @@ from patchclamp.charts.style import CONTROL, EFFECT, styled
 if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
     from patchclamp.neurons.attribute import Attribution
+    from patchclamp.neurons.find import FoundNeurons
     from patchclamp.neurons.groups import Group
 
 NAMES = {
@@ -31,6 +32,36 @@ def ablation_chart(result: "Ablation") -> alt.TopLevelMixin:
     for other in result.off_target:
         rows += [panels([g for g in other.groups if g.by == by], f"{other.name}, by {by}") for by in ways]
     return styled(alt.vconcat(*rows))
+
+
+def found_chart(result: "FoundNeurons") -> alt.TopLevelMixin:
+    """The best neurons' AUROC, where they were found (hollow) and on other prompts (filled), beside the ranges of
+    random neurons and of the best with shuffled labels; by layer how many neurons stand out."""
+    data = pd.DataFrame([
+        {"site": one.site, "auroc": value, "on": on, "p": one.p_adjusted}
+        for one in result.ranking for on, value in (("finding", one.auroc), ("held out", one.auroc_heldout))
+    ])
+    sites = [one.site for one in result.ranking]
+    x = alt.X("auroc:Q", title=f"AUROC ({result.label})", scale=alt.Scale(domain=[0, 1]))
+    points = alt.Chart(data).mark_point(size=70, color=EFFECT).encode(
+        x=x, y=alt.Y("site:N", sort=sites, title=None, axis=alt.Axis(labelLimit=220)),
+        fill=alt.condition("datum.on == 'held out'", alt.value(EFFECT), alt.value("transparent")),
+        tooltip=["site", "on", alt.Tooltip("auroc", format=".3f"), alt.Tooltip("p", format=".3g")])
+    ranges = pd.DataFrame([
+        {"of": name, "low": min(1 - one.high, one.low), "high": one.high, "mean": one.mean}
+        for name, one in (("random neurons", result.random), ("best with shuffled labels", result.shuffled))
+    ])
+    shade = alt.Color("of:N", title=None, scale=alt.Scale(range=["#d8d8d8", "#b0b0b0"]),
+                      legend=alt.Legend(orient="bottom"))
+    bands = alt.Chart(ranges).mark_rect(opacity=0.45).encode(
+        x="low2:Q", x2="high:Q", color=shade, tooltip=["of", "mean"])
+    left = (bands + points).properties(width=360, height=max(240, 17 * len(sites)))
+    counts = pd.DataFrame([{"block": layer, "neurons": n} for layer, n in result.significant.items()],
+                          columns=["block", "neurons"])
+    right = alt.Chart(counts).mark_bar(color=EFFECT).encode(
+        x=alt.X("block:Q", title="block", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("neurons:Q", title="neurons with p < .05"), tooltip=["block", "neurons"])
+    return styled(alt.hconcat(left, right.properties(width=300, height=240)))
 
 
 def attribution_chart(result: "Attribution") -> alt.TopLevelMixin:

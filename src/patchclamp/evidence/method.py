@@ -44,6 +44,7 @@ BUILT_IN = (
     "patchclamp.lenses.selfreport",
     "patchclamp.lenses.tuned",
     "patchclamp.lenses.jacobian",
+    "patchclamp.neurons.find",
     "patchclamp.neurons.ablate",
     "patchclamp.neurons.attribute",
     "patchclamp.vectors.find",

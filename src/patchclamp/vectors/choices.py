@@ -18,9 +18,9 @@ from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Edit, Plan, Readout
+from patchclamp.forward.asked import as_prompt
 from patchclamp.tasks.rows import BehaviourRow
 from patchclamp.vectors.behave import Asking
-from patchclamp.vectors.states import as_prompt
 
 LETTERED = re.compile(r"\s*\(?([AB])\)?\s*")
 """An answer that is only a letter: its question holds the choices."""

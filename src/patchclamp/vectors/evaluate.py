@@ -20,6 +20,7 @@ from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Progress, method
 from patchclamp.evidence.rater import Rater
 from patchclamp.forward import Model
+from patchclamp.forward.asked import auto_format
 from patchclamp.tasks.behaviour import Behaviour, Recognised, parted, prompts_in, read_behaviour, read_examples
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
@@ -39,7 +40,7 @@ from patchclamp.vectors.source import (
     is_pairs_file,
     read_detector,
 )
-from patchclamp.vectors.states import auto_format, examples_of, states
+from patchclamp.vectors.states import examples_of, states
 from patchclamp.vectors.vector import Setting, SteeringVector, load_vector
 
 

@@ -18,12 +18,13 @@ from patchclamp.evidence.controls import random_split_directions
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, Site
+from patchclamp.forward.asked import as_prompt
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.directions import auroc, direction
 from patchclamp.vectors.match import within_sides
 from patchclamp.vectors.source import BehaviourName, behaviour_for
-from patchclamp.vectors.states import as_prompt, examples_of, states
+from patchclamp.vectors.states import examples_of, states
 from patchclamp.vectors.vector import SteeringVector, load_vector
 
 if TYPE_CHECKING:

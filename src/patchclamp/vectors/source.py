@@ -13,6 +13,7 @@ from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Progress, Spec
 from patchclamp.forward import Model, Site
+from patchclamp.forward.asked import as_prompt, auto_format
 from patchclamp.forward.prepare import check_site
 from patchclamp.tasks.behaviour import (
     Asked,
@@ -29,7 +30,6 @@ from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
 from patchclamp.vectors.detect import recognise
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.measure import answers
-from patchclamp.vectors.states import as_prompt, auto_format
 from patchclamp.vectors.vector import SteeringVector
 
 Format = Literal["chat", "text"]

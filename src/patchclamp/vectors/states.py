@@ -6,14 +6,14 @@ Shape suffixes: N prompts, S sites, T tokens, W width of the site.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress, Silent
 from patchclamp.forward import Model, Plan, Readout, Site
+from patchclamp.forward.asked import as_prompt
 from patchclamp.tasks.behaviour import Asked, Examples
 
 AT_ONCE = 64
@@ -25,30 +25,6 @@ class Example(NamedTuple):
 
     prompt: Any
     positions: str
-
-
-def has_template(model: Model) -> bool:
-    """Whether the model knows conversations."""
-    return bool(getattr(model.tokenizer, "chat_template", None))
-
-
-def auto_format(model: Model) -> Literal["chat", "text"]:
-    """How prompts are asked that do not say it: as a user's messages if the model has a chat template."""
-    return "chat" if has_template(model) else "text"
-
-
-def as_prompt(model: Model, asked: Asked, format: str) -> Any:
-    """What the model reads: a user's message in its chat template, or the text as it stands.
-
-    SpecError where the prompt needs a template and the model has none."""
-    if (format == "chat" or not isinstance(asked, str)) and not has_template(model):
-        raise SpecError(
-            f"{model.name} has no chat template, and the prompt {str(asked)[:60]!r} is a chat message; use a "
-            "chat model, or give prompts as plain text (format text)"
-        )
-    if not isinstance(asked, str):
-        return [{"role": m.role, "content": m.content} for m in asked]
-    return [{"role": "user", "content": asked}] if format == "chat" else asked
 
 
 def answered(model: Model, question: Asked, answer: str, format: str) -> tuple[Any, str]:
