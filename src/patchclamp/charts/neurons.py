@@ -51,15 +51,15 @@ def found_chart(result: "FoundNeurons") -> alt.TopLevelMixin:
         {"of": name, "low": min(1 - one.high, one.low), "high": one.high, "mean": one.mean}
         for name, one in (("random neurons", result.random), ("best with shuffled labels", result.shuffled))
     ])
-    shade = alt.Color("of:N", title=None, scale=alt.Scale(range=["#d8d8d8", "#b0b0b0"]),
+    shade = alt.Color("of:N", title=None, scale=alt.Scale(range=["#8a8a8a", "#d8d8d8"]),
                       legend=alt.Legend(orient="bottom"))
     bands = alt.Chart(ranges).mark_rect(opacity=0.45).encode(
-        x="low2:Q", x2="high:Q", color=shade, tooltip=["of", "mean"])
+        x="low:Q", x2="high:Q", color=shade, tooltip=["of", "mean"])
     left = (bands + points).properties(width=360, height=max(240, 17 * len(sites)))
     counts = pd.DataFrame([{"block": layer, "neurons": n} for layer, n in result.significant.items()],
                           columns=["block", "neurons"])
     right = alt.Chart(counts).mark_bar(color=EFFECT).encode(
-        x=alt.X("block:Q", title="block", axis=alt.Axis(tickMinStep=1)),
+        x=alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("neurons:Q", title="neurons with p < .05"), tooltip=["block", "neurons"])
     return styled(alt.hconcat(left, right.properties(width=300, height=240)))
 
