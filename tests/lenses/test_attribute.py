@@ -9,8 +9,8 @@ from oracle import capture, find, multiplier, parts_of
 from tiny import CONFIGS, GQA, tiny, tiny_model, wrap
 
 from patchclamp.errors import PromptError, RunError, SiteError, SpecError, TokenError
+from patchclamp.forward.frozen import FrozenUnembedding, exact
 from patchclamp.lenses.attribute import attribute
-from patchclamp.lenses.frozen import FrozenUnembedding, exact
 
 PROMPT = tuple(range(10, 18))
 ASK = {"prompt": PROMPT, "answer": "w5", "controls": 0}

@@ -21,9 +21,9 @@ from patchclamp.errors import SpecError, UnsupportedModel
 from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.forward import Model, Plan, Readout, Site
+from patchclamp.forward.frozen import TOLERANCE
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import ALL
-from patchclamp.lenses.frozen import TOLERANCE
 from patchclamp.model.anatomy import Anatomy, part, weight_in_out
 from patchclamp.model.tokens import Encoded, Prompt
 

@@ -23,7 +23,7 @@ from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
-from patchclamp.lenses.decompose import (
+from patchclamp.forward.decompose import (
     Neurons,
     Parts,
     Run,
@@ -33,7 +33,7 @@ from patchclamp.lenses.decompose import (
     signed,
     take_apart,
 )
-from patchclamp.lenses.frozen import TOLERANCE, FrozenUnembedding, exact
+from patchclamp.forward.frozen import TOLERANCE, FrozenUnembedding, exact
 from patchclamp.lenses.matched import matched_tokens
 from patchclamp.lenses.reading import token_at
 from patchclamp.model.tokens import Prompt

@@ -6,7 +6,7 @@ from tiny import CONFIGS, direction, tiny_model
 from torch import nn
 
 from patchclamp.errors import UnsupportedModel
-from patchclamp.lenses.frozen import FrozenUnembedding, exact, freeze
+from patchclamp.forward.frozen import FrozenUnembedding, exact, freeze
 
 PROMPT = tuple(range(10, 18))
 ROUNDING = 2e-6

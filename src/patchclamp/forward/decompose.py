@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from patchclamp.errors import SiteError, SpecError
-from patchclamp.forward import Model, Plan, Readout
+from patchclamp.forward.frozen import FrozenNorm, TokenDirections, exact, into_stream
+from patchclamp.forward.model import Model
+from patchclamp.forward.plan import Plan
+from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Positions
-from patchclamp.lenses.frozen import FrozenNorm, TokenDirections, exact, into_stream
 from patchclamp.model.anatomy import Anatomy, part, weight_in_out
 
 Run = dict[str, Tensor]
