@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
     from patchclamp.neurons.attribute import attribute_neurons
+    from patchclamp.neurons.dose import dose
     from patchclamp.neurons.find import find_neurons
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
@@ -67,6 +68,7 @@ _HOME = {
     "attribute_neurons": "neurons.attribute",
     "bake_vector": "vectors.bake",
     "compose_vectors": "vectors.compose",
+    "dose": "neurons.dose",
     "evaluate_vector": "vectors.evaluate",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
@@ -123,6 +125,7 @@ __all__ = [
     "attribute_neurons",
     "bake_vector",
     "compose_vectors",
+    "dose",
     "evaluate_vector",
     "find_neurons",
     "find_vector",

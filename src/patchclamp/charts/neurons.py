@@ -11,6 +11,7 @@ from patchclamp.charts.style import CONTROL, EFFECT, styled
 if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
     from patchclamp.neurons.attribute import Attribution
+    from patchclamp.neurons.dose import DoseResult
     from patchclamp.neurons.find import FoundNeurons
     from patchclamp.neurons.groups import Group
 
@@ -62,6 +63,22 @@ def found_chart(result: "FoundNeurons") -> alt.TopLevelMixin:
         x=alt.X("block:O", title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
         y=alt.Y("neurons:Q", title="neurons with p < .05"), tooltip=["block", "neurons"])
     return styled(alt.hconcat(left, right.properties(width=300, height=240)))
+
+
+def dose_chart(result: "DoseResult") -> alt.TopLevelMixin:
+    """Readout by dose with its interval (blue), beside the range of random neurons (grey)."""
+    data = pd.DataFrame([
+        {"dose": d.dose, "mean": d.readout.mean, "low": d.readout.low, "high": d.readout.high,
+         "random": d.random.mean, "random low": d.random.low, "random high": d.random.high} for d in result.curve])
+    title = "times the activation" if result.by == "scale" else "standard deviations from the mean"
+    base = alt.Chart(data).encode(x=alt.X("dose:Q", title=title))
+    band = base.mark_area(color=CONTROL, opacity=0.5).encode(y=alt.Y("random low:Q", title=None), y2="random high:Q")
+    middle = base.mark_line(color="#606060", strokeDash=[3, 3]).encode(y="random:Q")
+    line = base.mark_line(point=True, color=EFFECT).encode(
+        y="mean:Q", tooltip=["dose", *(alt.Tooltip(n, format=".4f") for n in ("mean", "low", "high", "random"))])
+    rule = base.mark_rule(color=EFFECT).encode(y="low:Q", y2="high:Q")
+    about = alt.Title(result.readout, subtitle=f"Spearman {result.spearman}", anchor="start")
+    return styled((band + middle + rule + line).properties(width=460, height=280, title=about))
 
 
 def attribution_chart(result: "Attribution") -> alt.TopLevelMixin:

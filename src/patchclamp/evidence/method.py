@@ -47,6 +47,7 @@ BUILT_IN = (
     "patchclamp.neurons.find",
     "patchclamp.neurons.ablate",
     "patchclamp.neurons.attribute",
+    "patchclamp.neurons.dose",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",

@@ -71,9 +71,7 @@ class Dependencies:
 
     def projection_sd(self, site: Site, direction: Tensor) -> Tensor:
         """Standard deviation over the neutral corpus of x·v̂ at a site."""
-        if site.whole not in self._samples:
-            self._samples[site.whole] = torch.cat([v[0] for v in self._corpus([site.whole], ())])
-        values = self._samples[site.whole]
+        values = self._sample(site)
         values = values if site.unit is None else values[:, site.unit]
         if values.dim() < 2 or values.shape[-1] != len(direction):
             width = values.shape[-1] if values.dim() > 1 else 1
@@ -82,6 +80,16 @@ class Dependencies:
         if not norm:
             raise EditError(f"add at {site}: the direction is all zeros; in units of deviations it points nowhere")
         return (values @ (direction / norm).to(values)).std()
+
+    def value_sd(self, site: Site) -> Tensor:
+        """Standard deviation of the value itself over the neutral corpus, of each number at the site."""
+        spread = self._sample(site).std(0)
+        return spread if site.unit is None else spread[site.unit]
+
+    def _sample(self, site: Site) -> Tensor:
+        if site.whole not in self._samples:
+            self._samples[site.whole] = torch.cat([v[0] for v in self._corpus([site.whole], ())])
+        return self._samples[site.whole]
 
     def _measure_means(self, sites: list[Site], texts: tuple[str, ...]) -> None:
         sums: dict[Site, Tensor] = {}

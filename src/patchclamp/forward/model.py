@@ -137,6 +137,10 @@ class Model:
         assert mean is not None
         return mean
 
+    def value_sd(self, site: str | Site) -> Tensor:
+        """Standard deviation of each number at a site over the neutral corpus, first positions left out."""
+        return self._depends.value_sd(Site.parse(site))
+
     def capture(
         self, prompts: Prompts, sites: str | Site | Sequence[str | Site], edits: Sequence[Edit] = ()
     ) -> Capture:
