@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from patchclamp.neurons.attribute import attribute_neurons
     from patchclamp.neurons.dose import dose
     from patchclamp.neurons.find import find_neurons
+    from patchclamp.neurons.repair import repair
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -86,6 +87,7 @@ _HOME = {
     "patch": "circuits.patch",
     "patchscope": "lenses.patchscope",
     "read_vector": "vectors.read",
+    "repair": "neurons.repair",
     "replay": "evidence.store",
     "run": "evidence.method",
     "select_vector": "vectors.select",
@@ -143,6 +145,7 @@ __all__ = [
     "patch",
     "patchscope",
     "read_vector",
+    "repair",
     "replay",
     "run",
     "select_vector",

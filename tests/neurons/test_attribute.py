@@ -45,7 +45,7 @@ def test_the_estimate_is_the_slope_of_the_exact_effect(name, how):
     found = estimate(model, CHOICES, [0, 2], "last", how, texts, Silent())
     for row, layer, unit in ((0, 0, 3), (1, 2, 17)):
         site = f"neuron.{layer}.{unit}@last"
-        target = float(model.mean_value(f"neuron.{layer}.{unit}", texts)) if texts else 0.0
+        target = float(model.mean_values([f"neuron.{layer}.{unit}"], texts)[0]) if texts else 0.0
         small = []
         for choice in CHOICES:
             value = float(model.run(choice.prompt, read=site))

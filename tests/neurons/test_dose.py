@@ -11,7 +11,8 @@ import patchclamp as pc
 from patchclamp.errors import EditError, SpecError
 from patchclamp.neurons.graded import in_lexicon
 
-ROWS = [("w1 w2 w3", " w4", " w5"), ("w6 w7 w8", " w9", " w10"), ("w11 w12 w13", " w14", " w15"), ("w3 w9", " w1", " w8")]
+ROWS = [("w1 w2 w3", " w4", " w5"), ("w6 w7 w8", " w9", " w10"), ("w11 w12 w13", " w14", " w15"),
+        ("w3 w9", " w1", " w8")]
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_each_dose_is_its_own_run(choices):
 def test_doses_in_deviations_from_the_mean(choices):
     model = tiny_model("llama")
     record = pc.dose(model, sites=["neuron.1.7@last"], prompts=choices, by="set", doses=(-2.0, 0.0, 3.0), controls=2)
-    mean, spread = float(model.mean_value("neuron.1.7")), float(model.value_sd("neuron.1.7"))
+    mean, spread = float(model.mean_values(["neuron.1.7"])[0]), float(model.value_sd("neuron.1.7"))
     assert spread > 0
     edits = [pc.Edit.set("neuron.1.7@last", mean + 3 * spread)]
     want = np.mean([difference(model, row, edits) for row in ROWS])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 import pandas as pd
 
-from patchclamp.charts.style import CONTROL, EFFECT, styled
+from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchclamp.neurons.dose import DoseResult
     from patchclamp.neurons.find import FoundNeurons
     from patchclamp.neurons.groups import Group
+    from patchclamp.neurons.repair import RepairResult
 
 NAMES = {
     "logprob": "log-probability of the answer",
@@ -102,6 +103,29 @@ def attribution_chart(result: "Attribution") -> alt.TopLevelMixin:
     if result.others:
         rows.append(panels(result.others, "the same, where the condition does not hold"))
     return styled(alt.vconcat(*rows))
+
+
+def repair_chart(result: "RepairResult") -> alt.TopLevelMixin:
+    """Direct effect (hollow) and total (filled) of each neuron and of all; below what each block does in answer."""
+    both = [result.together, *result.neurons]
+    data = pd.DataFrame([{"site": one.site, "effect": value, "which": which, "repaired": one.repaired}
+                         for one in both for which, value in (("direct", one.direct), ("total", one.total))])
+    points = alt.Chart(data).mark_point(size=70, color=EFFECT).encode(
+        x=alt.X("effect:Q", title="effect on logit(answer) - logit(distractor)"),
+        y=alt.Y("site:N", sort=[one.site for one in both], title=None, axis=alt.Axis(labelLimit=220)),
+        fill=alt.condition("datum.which == 'total'", alt.value(EFFECT), alt.value("transparent")),
+        tooltip=["site", "which", alt.Tooltip("effect", format="+.4f"), alt.Tooltip("repaired", format=".2f")])
+    zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[3, 3], color="#909090").encode(x="x:Q")
+    top = (zero + points).properties(width=420, height=17 * len(both), title="direct ○ and total ● effect")
+    blocks = pd.DataFrame([{"block": one.block, "part": part, "response": getattr(one, part)}
+                           for one in result.responses for part in ("attn", "mlp")])
+    bars = alt.Chart(blocks).mark_bar().encode(
+        x=alt.X("block:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        y=alt.Y("response:Q", title="response"), tooltip=["block", "part", alt.Tooltip("response", format="+.4f")],
+        color=alt.Color("part:N", scale=alt.Scale(range=CATEGORY[:2]), title=None))
+    about = alt.Title("what each block does in answer to ablating all", subtitle=f"final norm {result.norm:+.3f}",
+                      anchor="start")
+    return styled(alt.vconcat(top, bars.properties(width=560, height=200, title=about)))
 
 
 def panels(groups: Sequence["Group"], about: str = "", x: str = "units ablated") -> alt.HConcatChart:

@@ -48,6 +48,7 @@ BUILT_IN = (
     "patchclamp.neurons.ablate",
     "patchclamp.neurons.attribute",
     "patchclamp.neurons.dose",
+    "patchclamp.neurons.repair",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",

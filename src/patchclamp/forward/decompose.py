@@ -142,15 +142,29 @@ def head_contributions(anatomy: Anatomy, run: Run, layer: int, direction_D: Tens
 def neuron_contributions(anatomy: Anatomy, run: Run, layer: int, direction_D: Tensor) -> Neurons:
     """What each neuron of a block adds along the direction: activation × output weights · direction. With the bias
     they sum to the block's `mlp`."""
-    down = part(anatomy.blocks[layer], anatomy.family.down_proj)
-    activation_F = run[f"neuron.{layer}"]
-    path = into_stream(anatomy, layer, "mlp", down(activation_F[None])[0])
-    weight_FD = weight_in_out(down)
-    wide = torch.promote_types(weight_FD.dtype, torch.float32)
-    read_F = exact(weight_FD.to(wide) @ path.pull_back(direction_D).to(weight_FD.device, wide))
+    down, path = _down(anatomy, run, layer)
     bias_D = _bias(down)
     bias = None if bias_D is None else float(path(exact(bias_D)) @ direction_D)
-    return Neurons(exact(activation_F) * read_F, bias, path)
+    return Neurons(exact(run[f"neuron.{layer}"]) * _read(down, path, direction_D), bias, path)
+
+
+@torch.no_grad()
+def activation_readings(anatomy: Anatomy, run: Run, layer: int, direction_D: Tensor) -> Tensor:
+    """What each neuron of a block would add along the direction at activation 1, [F]: output weights · direction,
+    through a post-norm frozen at the run."""
+    return _read(*_down(anatomy, run, layer), direction_D)
+
+
+def _down(anatomy: Anatomy, run: Run, layer: int) -> tuple[Any, FrozenNorm]:
+    """The down projection, and what lies between it and the residual stream."""
+    down = part(anatomy.blocks[layer], anatomy.family.down_proj)
+    return down, into_stream(anatomy, layer, "mlp", down(run[f"neuron.{layer}"][None])[0])
+
+
+def _read(down: Any, path: FrozenNorm, direction_D: Tensor) -> Tensor:
+    weight_FD = weight_in_out(down)
+    wide = torch.promote_types(weight_FD.dtype, torch.float32)
+    return exact(weight_FD.to(wide) @ path.pull_back(direction_D).to(weight_FD.device, wide))
 
 
 def neuron_direction(anatomy: Anatomy, layer: int, unit: int, path: FrozenNorm) -> Tensor:

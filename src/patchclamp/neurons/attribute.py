@@ -23,7 +23,7 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import Positions
-from patchclamp.neurons.choices import Choice, ChoicesSpec, read_choices, score_unedited
+from patchclamp.neurons.choices import FEWEST, Choice, ChoicesSpec, halves, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
 from patchclamp.neurons.removal import Removal
 from patchclamp.tasks.files import DataFile
@@ -37,8 +37,6 @@ CORPUS_TEXTS = 64
 CHOICES_AT_ONCE = 64
 TOP = 20
 """Most important neurons that a sweep looks for on the shortlist."""
-FEWEST = 4
-"""Rows that finding and testing need each."""
 ROWS_AT_ONCE = 2**15
 """Rows of one plan in a sweep; more only need memory."""
 
@@ -136,7 +134,7 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
     """
     layers = _layers(model, spec)
     choices = read_choices(model, spec.prompts, spec.where)
-    finding, testing = halves(choices.kept, spec)
+    finding, testing = halves(choices.kept, spec.seed, spec.limit, spec.prompts)
     texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
     estimates = estimate(model, finding, layers, spec.position, spec.how, texts, progress,
                          spec.steps if spec.by == "integrated" else 1)
@@ -175,19 +173,6 @@ def _layers(model: Model, spec: AttributeSpec) -> list[int]:
     return layers
 
 
-def halves(choices: Sequence[Choice], spec: AttributeSpec) -> tuple[list[Choice], list[Choice]]:
-    """Rows to find with and other rows to test on, drawn at random; equal prompts stay on one side. SpecError if there
-    are too few."""
-    prompts = list(dict.fromkeys(choice.prompt for choice in choices))
-    order = np.random.default_rng(spec.seed).permutation(len(prompts))
-    first = {prompts[i] for i in order[: (len(prompts) + 1) // 2]}
-    sides = [[c for c in choices if (c.prompt in first) is side][: spec.limit] for side in (True, False)]
-    if min(map(len, sides)) < FEWEST:
-        raise SpecError(f"{spec.prompts}: {len(choices)} rows with {len(prompts)} different prompts are too few; half "
-                        f"of them are for finding neurons and half for testing, at least {FEWEST} each")
-    return sides[0], sides[1]
-
-
 def estimate(
     model: Model, choices: Sequence[Choice], layers: Sequence[int], position: str, how: str, texts: tuple[str, ...],
     progress: Progress, steps: int = 1,
@@ -196,7 +181,7 @@ def estimate(
     sites = [Site("neuron", layer, None, Positions.parse(position)) for layer in layers]
     replaced = torch.zeros(len(layers), model.n_neurons(layers[0]))
     if how == "mean":
-        replaced = torch.stack([model.mean_value(site, texts) for site in sites]).float().cpu()
+        replaced = torch.stack(model.mean_values(sites, texts)).float().cpu()
     total = torch.zeros_like(replaced, dtype=torch.float64)
     portions = [choices[i : i + CHOICES_AT_ONCE] for i in range(0, len(choices), CHOICES_AT_ONCE)]
     for some in progress.track(portions, "estimating", len(portions)):

@@ -17,6 +17,9 @@ from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows, split_where
 from patchclamp.tasks.rows import ChoiceRow
 
+FEWEST = 4
+"""Rows that finding and testing need each."""
+
 
 class ChoicesSpec(Spec):
     """Which choices are scored."""
@@ -93,6 +96,19 @@ def _choice(model: Model, row: ChoiceRow, file: str, number: int) -> Choice | No
     except PromptError as error:
         raise PromptError(f"{file}, row {number}: {error}") from error
     return Choice(*scored)
+
+
+def halves(choices: Sequence[Choice], seed: int, limit: int, file: str) -> tuple[list[Choice], list[Choice]]:
+    """Rows to find with and other rows to test on, at most `limit` each, drawn at random; equal prompts stay on one
+    side. SpecError if there are too few."""
+    prompts = list(dict.fromkeys(choice.prompt for choice in choices))
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    first = {prompts[i] for i in order[: (len(prompts) + 1) // 2]}
+    sides = [[c for c in choices if (c.prompt in first) is side][:limit] for side in (True, False)]
+    if min(map(len, sides)) < FEWEST:
+        raise SpecError(f"{file}: {len(choices)} rows with {len(prompts)} different prompts are too few; half of them "
+                        f"are for finding neurons and half for testing, at least {FEWEST} each")
+    return sides[0], sides[1]
 
 
 def score(

@@ -147,7 +147,7 @@ def _edits(model: Model, by: str, sites: Sequence[Site], dose: float) -> list[Ed
         return [Edit.scale(site, dose) for site in sites]
     edits = []
     for site in sites:
-        mean, spread = model.mean_value(site), model.value_sd(site)
+        (mean,), spread = model.mean_values([site]), model.value_sd(site)
         edits.append(Edit.set(site, float(mean) + dose * float(spread)))
     return edits
 
