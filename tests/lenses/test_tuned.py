@@ -10,7 +10,8 @@ from tiny import tiny_model
 import patchclamp as pc
 from patchclamp.errors import FileError, InputError, RunError, SpecError
 from patchclamp.evidence.method import Silent
-from patchclamp.lenses.corpus import kl_to_output, pack, read_places
+from patchclamp.forward.pack import pack
+from patchclamp.lenses.corpus import kl_to_output, read_places
 from patchclamp.lenses.fit import CHECKPOINT, CrossEntropy, Fit, Recipe
 from patchclamp.lenses.regress import Regression
 from patchclamp.lenses.transport import Transport, TransportConfig, load_transport

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from patchclamp.cli.build import RunOptions
 from patchclamp.cli.terminal import (
     TerminalProgress,
+    as_lines,
     as_table,
     note,
     say,
@@ -92,6 +93,8 @@ def show(record: Record) -> None:
         say(table)
         if left_out:
             say(left_out)
+    if passages := record.result.passages():
+        say(*as_lines(passages))
     if record.verdict:
         say(f"{record.verdict.outcome.capitalize()}: {record.verdict.reason}")
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
+from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -16,8 +17,11 @@ from pydantic_core import to_json
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+
+from patchclamp.evidence.passage import Passage, colour
 
 if TYPE_CHECKING:
     import pandas
@@ -30,6 +34,8 @@ CELL = 48
 """Longer texts in a table end in an ellipsis."""
 PIPE_WIDTH = 160
 """Width of a table that goes to a file or another program."""
+FAINT = 0.05
+"""Shades below this are not shown."""
 QUIET_SECONDS = 10.0
 """Without a terminal, how often progress is written."""
 
@@ -143,6 +149,28 @@ def _fitting(widths: Sequence[int], available: int) -> int:
         if total - 2 > available and count:
             return count
     return len(widths)
+
+
+def as_lines(passages: Iterable[Passage]) -> list[Text]:
+    """Passages under their headings, one a line, tokens on a background of their colour; the token it is about stands
+    in «», for where there are no colours."""
+    lines = []
+    for group, some in groupby(passages, key=lambda passage: passage.group):
+        own = list(some)
+        lines += [Text(), Text(group, style="bold")]
+        wide = max(cell_len(passage.label) for passage in own)
+        lines += [_line(passage, wide) for passage in own]
+    return [*lines, Text()]
+
+
+def _line(passage: Passage, wide: int) -> Text:
+    line = Text(passage.label + " " * (wide - cell_len(passage.label) + 2), no_wrap=True, overflow="ellipsis")
+    for index, (word, shade) in enumerate(zip(passage.words, passage.shades, strict=True)):
+        red, green, blue = colour(shade)
+        style = Style(color="black", bgcolor=f"rgb({red},{green},{blue})") if abs(shade) > FAINT else Style()
+        blank = word[: len(word) - len(word.lstrip(" "))]
+        line.append(f"{blank}«{word.lstrip(' ')}»" if index == passage.at else word, style)
+    return line
 
 
 def cell(value: Any) -> str:

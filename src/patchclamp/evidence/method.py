@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.provenance import provenance_of
 from patchclamp.evidence.record import Record
 from patchclamp.evidence.verdict import Verdict
@@ -49,6 +50,8 @@ BUILT_IN = (
     "patchclamp.neurons.attribute",
     "patchclamp.neurons.dose",
     "patchclamp.neurons.repair",
+    "patchclamp.neurons.index",
+    "patchclamp.neurons.examples",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",
@@ -85,6 +88,10 @@ class Result(BaseModel):
     def chart(self) -> altair.TopLevelMixin:
         """The numbers as an Altair chart."""
         raise NotImplementedError
+
+    def passages(self) -> list[Passage]:
+        """Texts whose tokens are coloured by a number, if the result has such."""
+        return []
 
 
 class Part(BaseModel):

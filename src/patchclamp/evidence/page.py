@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from patchclamp.evidence.passage import passages_html
+
 if TYPE_CHECKING:
     from patchclamp.evidence.record import Record
     from patchclamp.evidence.verdict import Verdict
@@ -49,7 +51,8 @@ def report(title: str, introduction: str, sections: Sequence[Section]) -> str:
 def notebook_view(record: Record) -> str:
     """What a notebook shows: verdict, chart as a picture, table."""
     chart = chart_as(record, "svg").decode() if _has(record, "chart") else ""
-    return f"<h3>{html.escape(record.method)}</h3>{verdict_html(record.verdict)}{chart}{table_html(record)}"
+    texts = passages_html(record.result.passages())
+    return f"<h3>{html.escape(record.method)}</h3>{verdict_html(record.verdict)}{chart}{texts}{table_html(record)}"
 
 
 def vega_lite(record: Record) -> tuple[dict[str, Any], str]:
@@ -121,7 +124,7 @@ def _chart_html(record: Record, name: str) -> str:
 def _body(record: Record, name: str, *, is_open: bool) -> str:
     asked = {key: value for key, value in record.to_dict().items() if key in ("spec", "provenance")}
     return (
-        f"{verdict_html(record.verdict)}\n{_chart_html(record, name)}\n"
+        f"{verdict_html(record.verdict)}\n{_chart_html(record, name)}\n{passages_html(record.result.passages())}\n"
         f"<details{' open' if is_open else ''}><summary>Numbers</summary><div class=\"wide\">{table_html(record)}</div>"
         f"</details>\n<details><summary>Specification and provenance of record {record.id} ({record.method} on "
         f"{html.escape(record.provenance.name)})</summary><pre>"
@@ -155,6 +158,8 @@ h2 {{ margin-top: 2.2em; border-top: 1px solid #ddd; padding-top: .8em; }}
 .inconclusive {{ color: #8a6100; }}
 table {{ border-collapse: collapse; font-size: 13px; }}
 th, td {{ padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: pre-wrap; }}
+td.text {{ text-align: left; white-space: pre; }}
+.passages {{ display: block; overflow-x: auto; }}
 pre {{ overflow: auto; background: #f5f5f5; padding: 1em; font-size: 12px; }}
 </style>
 {scripts}

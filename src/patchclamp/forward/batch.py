@@ -28,12 +28,12 @@ Step = Callable[[Tensor, tuple, Any], Tensor]
 PER_ROW = ("attention_mask", "position_ids", "position_embeddings")
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """Raised in a hook once nothing deeper is needed; not an Exception, so that no model code swallows it."""
 
 
 def _stop_here(x: Tensor, args: tuple, output: Any) -> Tensor:
-    raise _Stop
+    raise Stop
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -157,7 +157,7 @@ class Batch:
             try:
                 out = self.anatomy.base(**inputs, use_cache=self.prefix is not None)
                 hidden = out[0] if isinstance(out, tuple) else out.last_hidden_state
-            except _Stop:
+            except Stop:
                 hidden = None
         for row, job in enumerate(self.layout.jobs):
             for edit in job.edits:

@@ -23,6 +23,7 @@ from patchclamp.forward.plan import Mode, Plan, Row
 from patchclamp.forward.prepare import Job, ReadyEdit, ready_edit, ready_read, token_indices, value_shape
 from patchclamp.forward.prove import prove_shortcuts
 from patchclamp.forward.readout import Readout, as_readout
+from patchclamp.forward.scan import Consume, as_batch, scan
 from patchclamp.forward.site import Site
 from patchclamp.model.check import resolve
 from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
@@ -146,6 +147,16 @@ class Model:
         wanted = as_sites(sites)
         rows = [(p, edits, wanted) for p in as_prompts(prompts)]
         return Capture(wanted, self.execute(Plan.of(rows)))
+
+    def scan(
+        self, sequences: Sequence[Sequence[int]], sites: str | Site | Sequence[str | Site], consume: Consume
+    ) -> None:
+        """One pass over sequences of token ids, all of one length: each site's value [B, T, …] is handed to
+        `consume(site, value)` when it is there, and not kept. Raises SiteError for a site with unit or positions, or
+        one that is computed (logits, pattern, head_out)."""
+        ids_BT = as_batch([self.encode(tuple(ids)).ids for ids in sequences])
+        with self._in_turn():
+            scan(self.anatomy, ids_BT, as_sites(sites), consume, self.name)
 
     def run(
         self, prompts: Prompts, edits: Sequence[Edit] = (),

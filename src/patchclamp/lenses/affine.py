@@ -12,7 +12,8 @@ from torch import Tensor
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model
-from patchclamp.lenses.corpus import SEQUENCES_AT_ONCE, need_sequences, pack, read_places
+from patchclamp.forward.pack import need_sequences, pack
+from patchclamp.lenses.corpus import SEQUENCES_AT_ONCE, read_places
 from patchclamp.lenses.regress import Regression, Start
 
 LENGTH = 64

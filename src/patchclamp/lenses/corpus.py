@@ -4,8 +4,6 @@ Shape suffixes: N places (tokens of sequences), S layers (n blocks and the embed
 V vocabulary.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,60 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchclamp.errors import FileError, SpecError
+from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Plan, metrics
+from patchclamp.forward.pack import Ids
 from patchclamp.lenses.reading import ROWS_AT_ONCE, layer_sites
 from patchclamp.lenses.transport import Transport
-from patchclamp.tasks.read import read_corpus
 
 SEQUENCES_AT_ONCE = 4
-
-Ids = tuple[int, ...]
-
-
-def pack(model: Model, corpus: str, length: int, limit: int) -> list[Ids]:
-    """The corpus as sequences of exactly `length` tokens, at most `limit` of them.
-
-    Texts follow one another with a blank line between; every sequence begins as the tokenizer begins a text (with
-    BOS, or with nothing). What is left at the end and fills no sequence is not used. Raises FileError as
-    `read_corpus`, SpecError if the model's context is shorter than `length`.
-    """
-    context = model.anatomy.context
-    if context is not None and length > context:
-        raise SpecError(f"sequences of {length} tokens do not fit {model.name}, whose context is {context}; ask for "
-                        "shorter ones")
-    lead = _lead(model)
-    room = length - len(lead)
-    if room < 2:
-        raise SpecError(f"sequences of {length} tokens leave no room for text; ask for more")
-    out: list[Ids] = []
-    held: list[int] = []
-    for text in read_corpus(corpus):
-        held += model.tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"]
-        whole = len(held) // room
-        out += [(*lead, *held[i * room : (i + 1) * room]) for i in range(min(whole, limit - len(out)))]
-        held = held[whole * room :]
-        if len(out) >= limit:
-            break
-    return out
-
-
-def _lead(model: Model) -> Ids:
-    bos = model.tokenizer.bos_token_id
-    return (bos,) if bos is not None and model.encode("a").ids[0] == bos else ()
-
-
-def need_sequences(found: int, least: int, length: int, corpus: str, why: str) -> None:
-    """FileError unless a corpus gave enough sequences."""
-    if found < least:
-        raise FileError(f"{corpus} fills {found} sequences of {length} tokens and at least {least} are needed ({why}); "
-                        "give more text, or ask for shorter sequences")
-
-
-def digest(sequences: Sequence[Ids]) -> str:
-    """What tells one packed corpus from another: 12 digits of the sha256 of its token ids."""
-    return hashlib.sha256(json.dumps(list(sequences)).encode()).hexdigest()[:12]
 
 
 def refuse_other_run(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:

@@ -28,7 +28,8 @@ from patchclamp.errors import FileError, RunError
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
-from patchclamp.lenses.corpus import Ids, portions, read_places, refuse_other_run, sample_positions
+from patchclamp.forward.pack import Ids
+from patchclamp.lenses.corpus import portions, read_places, refuse_other_run, sample_positions
 from patchclamp.lenses.regress import Regression, Start
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -20,8 +20,8 @@ from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Readout
 from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
 from patchclamp.forward.execute import accepts_positions
+from patchclamp.forward.pack import Ids
 from patchclamp.forward.prepare import Job, ready_read
-from patchclamp.lenses.corpus import Ids
 from patchclamp.lenses.reading import layer_sites
 
 

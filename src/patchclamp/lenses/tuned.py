@@ -21,16 +21,8 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.corpus import (
-    Ids,
-    digest,
-    kl_to_output,
-    need_sequences,
-    pack,
-    read_many,
-    refuse_other_run,
-    sample_positions,
-)
+from patchclamp.forward.pack import Ids, digest, need_sequences, pack
+from patchclamp.lenses.corpus import kl_to_output, read_many, refuse_other_run, sample_positions
 from patchclamp.lenses.fit import CHECKPOINT, Fit, Recipe, regression_sequences
 from patchclamp.lenses.logit import CONTROL_TOKENS, LogitLens
 from patchclamp.lenses.reading import decoded, first_top, read_layers, streams, token_at

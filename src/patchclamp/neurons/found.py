@@ -1,0 +1,134 @@
+"""Where the windows of a neuron come from, an index or a corpus read for it alone, and the windows as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from patchclamp.errors import SiteError
+from patchclamp.evidence.method import Part, Progress
+from patchclamp.forward import Model, Plan, Site
+from patchclamp.forward.pack import Ids, need_sequences, pack
+from patchclamp.forward.prepare import check_site
+from patchclamp.model.tokens import pieces
+from patchclamp.neurons.sketch import Sketch
+from patchclamp.neurons.table import Peak, Unit, table_of
+from patchclamp.neurons.windows import SKIP, draw_places
+from patchclamp.neurons.work import check_finite
+
+BATCH = 32
+KEPT = 20
+PLACES = 2048
+AFTER = 3
+"""One in so many of a window's tokens comes after the peak."""
+
+
+class Found(Protocol):
+    """Statistics of neurons and the windows they are over: an `Index`, or a corpus `Scanned` for a few neurons."""
+
+    @property
+    def where(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def sample(self) -> tuple[int, ...]: ...
+    def units(self, layer: int, units: Sequence[int]) -> list[Unit]: ...
+    def windows(self, numbers: Sequence[int]) -> list[Ids]: ...
+
+
+class Scanned:
+    """A corpus read for some neurons. Raises FileError for a corpus smaller than one window.
+
+    `wanted`: units by layer. Its windows are held in memory, four bytes a token.
+    """
+
+    def __init__(
+        self, model: Model, wanted: Mapping[int, Sequence[int]], corpus: str, progress: Progress, *,
+        tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0,
+    ) -> None:
+        self.where, self.length = corpus, length
+        windows = pack(model, corpus, length, tokens // length)
+        need_sequences(len(windows), 1, length, corpus, "a window is one")
+        self.sample = draw_places(len(windows), length, PLACES, seed)
+        self._ids_WT = np.array(windows, dtype=np.int32)
+        self._units = {layer: list(dict.fromkeys(units)) for layer, units in wanted.items()}
+        sketches = {layer: Sketch(len(units), kept, self.sample) for layer, units in self._units.items()}
+        sites = [Site("neuron", layer) for layer in self._units]
+        starts = range(0, len(windows), BATCH)
+        for first in progress.track(starts, "reading the corpus", len(starts)):
+            some = windows[first : first + BATCH]
+
+            def take(site: Site, values_WTF: Tensor, first: int = first, count: int = len(some)) -> None:
+                layer = site.layer or 0
+                sketches[layer].add(values_WTF[..., self._units[layer]], range(first, first + count), SKIP)
+
+            model.scan(some, sites, take)
+        check_finite(sketches, model)
+        self._tables = {layer: table_of(sketch, layer, self._units[layer], length)
+                        for layer, sketch in sketches.items()}
+
+    def units(self, layer: int, units: Sequence[int]) -> list[Unit]:
+        """What is known of some of the wanted units."""
+        rows = [self._units[layer].index(unit) for unit in units]
+        return [Unit.of(row) for row in self._tables[layer].take(rows).to_pylist()]
+
+    def windows(self, numbers: Sequence[int]) -> list[Ids]:
+        """The token ids of windows."""
+        return [tuple(self._ids_WT[number].tolist()) for number in numbers]
+
+
+class Window(Part):
+    """Some tokens of a window around one of them, with the neuron's activation at each."""
+
+    tokens: list[str]
+    """What each token says."""
+    activations: list[float]
+    """At each token, from a run of the window up to the last of them."""
+    at: int
+    """Which of these tokens it is about: the peak, or the place drawn."""
+    value: float
+    """The activation there, as it was when the whole corpus was read."""
+    window: int
+    """Number of the window in the corpus."""
+    position: int
+    """Of the token it is about, in the window."""
+    tenth: int | None = None
+    """For quantile examples: which tenth of the activations above 0 the value is from, 10 for the greatest."""
+
+
+def check_neuron(model: Model, site: Site) -> tuple[int, int]:
+    """Layer and unit of a site that names one neuron at all positions. Raises SiteError."""
+    if site.point != "neuron" or site.unit is None or site.layer is None or site.positions.kind != "all":
+        raise SiteError(f"{site}: examples are of single neurons at all positions, such as neuron.19.1044")
+    check_site(model.anatomy, site, model.name)
+    return site.layer, site.unit
+
+
+def read_windows(
+    model: Model, found: Found, asked: Sequence[tuple[Site, Peak]], context: int, progress: Progress
+) -> list[Window]:
+    """For each neuron and place the tokens around it, at most `context`, two thirds of them before it.
+
+    The window is run once more, up to the last token shown. Its first token is not shown: its activations are in no
+    statistic. A place whose value is NaN gets the value of this run.
+    """
+    ids = dict(zip(numbers := sorted({peak.window for _, peak in asked}), found.windows(numbers), strict=True))
+    spans = [_span(peak.position, found.length, context) for _, peak in asked]
+    rows = [(ids[peak.window][:end], (), [site]) for (site, peak), (_, end) in zip(asked, spans, strict=True)]
+    values = model.execute(Plan.of(rows), track=progress.track) if rows else []
+    out = []
+    for (_, peak), (start, end), (own_T,) in zip(asked, spans, values, strict=True):
+        activations = own_T[start:end].tolist()
+        at = peak.position - start
+        out.append(Window(
+            tokens=list(pieces(model.tokenizer, ids[peak.window][:end])[start:]), activations=activations, at=at,
+            value=activations[at] if peak.value != peak.value else peak.value, window=peak.window,
+            position=peak.position,
+        ))
+    return out
+
+
+def _span(position: int, length: int, context: int) -> tuple[int, int]:
+    end = min(length, position + 1 + context // AFTER)
+    return max(SKIP, min(end - context, position)), end

@@ -1,0 +1,259 @@
+"""One row a neuron: what a sketch says of each unit, and the Parquet file that keeps it.
+
+| column | what it is |
+|---|---|
+| `layer`, `unit` | the neuron |
+| `tokens` | how many tokens the numbers are over |
+| `mean`, `sd`, `min`, `max` | of the activation |
+| `active` | share of tokens with an activation above 0 |
+| `histogram` | tokens in each bin of `sketch.EDGES`, exact |
+| `quantiles` | those of `QUANTILES`, from the sampled places |
+| `top_value`, `top_window`, `top_position` | windows with the greatest activation, one entry a window |
+| `bottom_…` | windows with the least |
+| `sample_value`, `sample_window`, `sample_position`, `sample_tenth` | of the sampled places with an activation above 0, some of each tenth |
+"""  # noqa: E501
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchclamp.errors import FileError, SiteError, SpecError, StoreError
+from patchclamp.forward import Model
+from patchclamp.forward.pack import Ids
+from patchclamp.neurons.sketch import EMPTY, Sketch, places_of, values_of
+from patchclamp.neurons.windows import (
+    INDEX,
+    Manifest,
+    lock_path,
+    read_manifest,
+    read_sketch,
+    shard_path,
+    unused,
+    window_ids,
+)
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+A_TENTH = 4
+"""Places kept of each tenth of the activations above 0."""
+IDENTITY = b"patchclamp.index"
+
+
+class Peak(NamedTuple):
+    """An activation and where it was."""
+
+    value: float
+    window: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is known of one unit."""
+
+    layer: int
+    unit: int
+    tokens: int
+    mean: float
+    sd: float
+    active: float
+    low: float
+    high: float
+    histogram: list[int]
+    quantiles: list[float]
+    top: list[Peak]
+    """Windows with the greatest activation, greatest first."""
+    bottom: list[Peak]
+    """Windows with the least, least first."""
+    tenths: list[tuple[int, Peak]]
+    """Sampled places above 0, each with its tenth, 1 to 10, of those."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether it never changed: a dead neuron, of which no example says anything."""
+        return self.low == self.high
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Unit":
+        """From a row of the table."""
+        def peaks(name: str) -> list[Peak]:
+            return [Peak(*one) for one in zip(*(row[f"{name}_{key}"] for key in ("value", "window", "position")),
+                                              strict=True)]
+
+        return cls(
+            layer=row["layer"], unit=row["unit"], tokens=row["tokens"], mean=row["mean"], sd=row["sd"],
+            active=row["active"], low=row["min"], high=row["max"], histogram=list(row["histogram"]),
+            quantiles=list(row["quantiles"]), top=peaks("top"), bottom=peaks("bottom"),
+            tenths=list(zip(row["sample_tenth"], peaks("sample"), strict=True)),
+        )
+
+
+def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> Any:
+    """The rows of a layer's sketch as a pyarrow table. `units`: the numbers of the sketch's units; `length`: tokens in
+    a window."""
+    import pyarrow as pa
+
+    count, n = int(sketch.count), len(units)
+    mean_F = sketch.total_F / count
+    constant_F = sketch.low_F == sketch.high_F
+    sd_F = (sketch.squares_F / count - mean_F**2).clamp(min=0).sqrt().masked_fill(constant_F, 0.0)
+    columns: dict[str, Any] = {
+        "layer": pa.array(np.full(n, layer), pa.int32()), "unit": pa.array(units, pa.int32()),
+        "tokens": pa.array(np.full(n, count), pa.int64()), "mean": mean_F.numpy(), "sd": sd_F.numpy(),
+        "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F / count).numpy(),
+        "histogram": _lists(sketch.histogram_FB), "quantiles": _lists(_quantiles(sketch.sample_PF)),
+    }
+    for name, keys_FK, sign in (("top", sketch.top_FK, 1), ("bottom", sketch.bottom_FK, -1)):
+        columns |= _peaks(name, values_of(keys_FK) * sign, places_of(keys_FK), keys_FK != EMPTY, length)
+    values, places, tenths, is_there = _tenths(sketch.sample_PF, sketch.places_P)
+    columns |= _peaks("sample", values, places, is_there, length) | {"sample_tenth": _lists(tenths, is_there)}
+    return pa.table(columns)
+
+
+def _peaks(name: str, values: Tensor, places: Tensor, is_there: Tensor, length: int) -> dict[str, Any]:
+    parts = (values + 0.0, (places // length).int(), (places % length).int())
+    return {f"{name}_{key}": _lists(part, is_there)
+            for key, part in zip(("value", "window", "position"), parts, strict=True)}
+
+
+def _lists(rows: Tensor, is_there: Tensor | None = None) -> Any:
+    """Lists of a row's numbers, or of those that are there."""
+    import pyarrow as pa
+
+    kept = torch.ones(rows.shape, dtype=torch.bool) if is_there is None else is_there
+    offsets = np.concatenate([[0], kept.sum(1).cumsum(0).numpy()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows[kept].numpy()))
+
+
+def _quantiles(sample_PF: Tensor) -> Tensor:
+    if not len(sample_PF):
+        return torch.full((sample_PF.shape[1], len(QUANTILES)), torch.nan)
+    return torch.from_numpy(np.quantile(sample_PF.numpy(), QUANTILES, axis=0).T.astype(np.float32))
+
+
+def _tenths(sample_PF: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, places and tenths [F, 10 · A_TENTH] spread evenly over the ranks of each unit's activations above 0, and
+    which of them are there: a unit with few has fewer."""
+    n_places, n_units = sample_PF.shape
+    if not n_places:
+        nothing = torch.zeros(n_units, 0)
+        return nothing, nothing.long(), nothing.int(), nothing.bool()
+    sorted_PF, order_PF = sample_PF.sort(dim=0, stable=True)
+    below_F = (sample_PF <= 0).sum(0)
+    share_Q = (torch.arange(10 * A_TENTH, dtype=torch.float64) + 0.5) / (10 * A_TENTH)
+    rank_FQ = (share_Q * (n_places - below_F)[:, None]).long() + below_F[:, None]
+    is_there = (rank_FQ < n_places) & torch.ones(len(share_Q)).bool()
+    is_there[:, 1:] &= rank_FQ[:, 1:] != rank_FQ[:, :-1]
+    rank_QF = rank_FQ.clamp(max=n_places - 1).T
+    tenths = (torch.arange(10 * A_TENTH) // A_TENTH + 1).int().expand(n_units, -1)
+    return sorted_PF.gather(0, rank_QF).T, places_P[order_PF.gather(0, rank_QF)].T, tenths, is_there
+
+
+def merge_shards(manifest: Manifest, folder: Path) -> None:
+    """Merge all shards, in their order, into the index's table, one row group a layer, and remove them. Does nothing
+    if another process has done it."""
+    from filelock import FileLock
+
+    with FileLock(lock_path(folder, "merge")):
+        if not (folder / INDEX).is_file():
+            _write_tables(_tables(manifest, folder), folder / INDEX, manifest.identity)
+    for shard in range(manifest.shards):
+        shard_path(folder, shard).unlink(missing_ok=True)
+    unused(folder / "shards")
+
+
+def _tables(manifest: Manifest, folder: Path) -> Iterator[Any]:
+    for layer in manifest.layers:
+        parts = (read_sketch(folder, manifest, shard, layer) for shard in range(manifest.shards))
+        sketch = reduce(Sketch.merge, parts)
+        yield table_of(sketch, layer, range(len(sketch.total_F)), manifest.length)
+
+
+def _write_tables(tables: Iterator[Any], path: Path, identity: str) -> None:
+    import pyarrow.parquet
+
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        first = next(tables)
+        schema = first.schema.with_metadata({IDENTITY: identity.encode()})
+        with pyarrow.parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            writer.write_table(first.cast(schema))
+            for table in tables:
+                writer.write_table(table.cast(schema))
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Index:
+    """A finished index, opened. Raises FileError if it is none, unfinished or damaged."""
+
+    def __init__(self, folder: str | Path) -> None:
+        import pyarrow.parquet
+
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise FileError(f"there is no folder {self.folder}; `patchclamp neurons index CORPUS --save FOLDER` makes "
+                            "an index")
+        self.manifest = read_manifest(self.folder)
+        path = self.folder / INDEX
+        if not path.is_file():
+            raise FileError(f"the index in {self.folder} is not finished; run the same `patchclamp neurons index` "
+                            "command again, which goes on where it was")
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise FileError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+        if (self._file.schema_arrow.metadata or {}).get(IDENTITY) != self.manifest.identity.encode():
+            raise FileError(f"{path} and its manifest do not belong together; delete the folder and index again")
+
+    @property
+    def where(self) -> str:
+        """The folder."""
+        return str(self.folder)
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.manifest.length
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """Places drawn from the whole corpus."""
+        return self.manifest.sample
+
+    def check_model(self, model: Model) -> None:
+        """SpecError unless the index is of this model as it is."""
+        theirs = self.manifest
+        if theirs.weights != model.weights_hash:
+            raise SpecError(f"{self.folder} is an index of {theirs.model} (weights {theirs.weights[:12]}), not of "
+                            f"{model.name} ({model.weights_hash[:12]}); load that model, or index this one")
+        dtype = str(model.dtype).removeprefix("torch.")
+        if theirs.dtype != dtype:
+            raise SpecError(f"{self.folder} was indexed in {theirs.dtype} and the model runs in {dtype}; load it with "
+                            f"--dtype {theirs.dtype}")
+
+    def units(self, layer: int, units: Sequence[int]) -> list[Unit]:
+        """What is known of some neurons of a layer. SiteError if the layer was not indexed."""
+        if layer not in self.manifest.layers:
+            raise SiteError(f"the index in {self.folder} has no layer {layer}; it has "
+                            f"{', '.join(map(str, self.manifest.layers))}")
+        table = self._file.read_row_group(self.manifest.layers.index(layer))
+        return [Unit.of(row) for row in table.take(list(units)).to_pylist()]
+
+    def layer(self, layer: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
+        """Some columns of numbers of all neurons of a layer."""
+        table = self._file.read_row_group(self.manifest.layers.index(layer), columns=list(columns))
+        return {name: table[name].to_numpy() for name in columns}
+
+    def windows(self, numbers: Sequence[int]) -> list[Ids]:
+        """The token ids of windows."""
+        return window_ids(self.folder, numbers)
