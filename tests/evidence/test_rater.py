@@ -10,7 +10,8 @@ import pytest
 from endpoint import SCORES, Endpoint
 
 from patchclamp.errors import InputError, ModelError
-from patchclamp.evidence.rater import PARALLEL, Rater, Rating, question, read_rating
+from patchclamp.evidence.endpoint import PARALLEL
+from patchclamp.evidence.rater import Rater, Rating, question, read_rating
 
 KEY = "sk-secret-1234"
 

@@ -8,27 +8,14 @@ no yardstick for these.
 from __future__ import annotations
 
 import json
-import os
 import re
-import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from patchclamp.errors import ModelError
+from patchclamp.evidence.endpoint import PARALLEL, Endpoint, marked
 from patchclamp.evidence.method import Part, Progress, Silent
-
-if TYPE_CHECKING:
-    from openai import OpenAIError
-
-PARALLEL = 4
-RETRIES = 2
-PLAIN_URL = re.compile(r"(?i)https?://(\[[\da-f:.]+\]|[^\s/?#@:\[\]]+)(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
-LONGEST = 1024
-"""Most tokens of a reply: room for a model that thinks before it answers, an end for one that rambles."""
 
 FORM = 'Reply with one JSON object and no more: {"concept": S, "instruction": S, "fluency": S}, each S being 0, 1 or 2.'
 ASKED = f"""\
@@ -75,20 +62,11 @@ class Rater:
     """
 
     def __init__(self, url: str, model: str, *, key: str | None = None, timeout: float = 60.0) -> None:
-        from openai import OpenAI
-
-        self.url, self.model, self.timeout = check_url(url), model, timeout
-        self._key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise ModelError("The rater's API key (OPENAI_API_KEY) holds characters no key has; copy it again.")
-        try:
-            self._client = OpenAI(base_url=self.url, api_key=self._key or "none", timeout=timeout, max_retries=RETRIES)
-        except Exception as error:  # of the HTTP library, which differs between versions of the client
-            raise ModelError(f"No connection to {self.url} can be set up ({self._gist(error)}).") from None
+        self._endpoint = Endpoint(url, model, key=key, timeout=timeout, who="The rater")
 
     def check(self) -> None:
         """Ask one tiny question, so that a wrong address, model or key is found before any work is done."""
-        self._ask("Reply with the word yes.", longest=16)
+        self._endpoint.check()
 
     def rate(self, items: Sequence[tuple[str, str, str]], progress: Progress | None = None) -> list[Rating | None]:
         """Rate each (concept, instruction, answer), in the order given, at temperature 0; equal ones are asked once.
@@ -106,69 +84,18 @@ class Rater:
         """Whether the answer to a yes-or-no question about each text is yes; None where the reply is neither."""
         distinct, asked = list(dict.fromkeys(texts)), YES_OR_NO.format(question)
         with ThreadPoolExecutor(PARALLEL) as pool:
-            said = pool.map(lambda text: read_yes(self._ask(marked(asked, {"text": text}))), distinct)
+            said = pool.map(lambda text: read_yes(self._endpoint.ask(marked(asked, {"text": text}))), distinct)
             answers = dict(zip(distinct, said, strict=True))
         return [answers[text] for text in texts]
 
     def _rate(self, item: tuple[str, str, str]) -> Rating | None:
         asked = question(*item)
-        return read_rating(self._ask(asked)) or read_rating(self._ask(f"{asked} {REMINDER}"))
-
-    def _ask(self, text: str, longest: int = LONGEST) -> str:
-        from openai import OpenAIError
-
-        try:
-            completion: Any = self._client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=longest
-            )
-            return str(completion.choices[0].message.content or "")
-        except OpenAIError as error:
-            raise ModelError(f"The rater at {self.url} {self._fault(error)}.") from None  # the cause may hold the key
-        except (ValueError, TypeError, AttributeError, IndexError):
-            raise ModelError(f"The rater at {self.url} gave no chat completion; its address has to be the base of an "
-                             "OpenAI-compatible API, which usually ends in /v1.") from None
-
-    def _fault(self, error: OpenAIError) -> str:
-        from openai import APIConnectionError, APITimeoutError
-
-        code = getattr(error, "status_code", None)
-        if isinstance(error, APITimeoutError):
-            return f"gave no answer within {self.timeout:g} s, {RETRIES + 1} times; allow more or take a smaller model"
-        if isinstance(error, APIConnectionError):
-            return f"cannot be reached ({self._gist(error.__cause__ or error)}); see that it runs at that host and port"
-        if code in (401, 403):
-            fault = "refuses the API key" if self._key else "wants an API key, and none is set"
-            return f"{fault} ({code}); set OPENAI_API_KEY to one that may use {self.model!r}"
-        advice = "; the address usually ends in /v1, and <address>/models lists the models" if code == 404 else ""
-        return f"failed to answer as {self.model!r} ({code}: {self._gist(error)}){advice}"
-
-    def _gist(self, error: BaseException) -> str:
-        body = getattr(error, "body", None)
-        said = body.get("message", body) if isinstance(body, dict) else body
-        text = str(said or error) or type(error).__name__
-        return textwrap.shorten(text.replace(self._key, "(key)") if self._key else text, 200, placeholder=" …")
-
-
-def check_url(url: str) -> str:
-    """`url` without blanks around it; ModelError unless it is an http or https address with no password or query."""
-    plain = PLAIN_URL.fullmatch(url.strip())
-    if plain and 0 < int(plain["port"] or 80) < 2**16:
-        return url.strip()
-    shown = re.sub(r"//.*@|\?.*", "…", url)
-    raise ModelError(f"{shown!r} is no plain http or https address of a rater, such as http://localhost:11434/v1; "
-                     "a key goes into OPENAI_API_KEY, not into the address.")
+        return read_rating(self._endpoint.ask(asked)) or read_rating(self._endpoint.ask(f"{asked} {REMINDER}"))
 
 
 def question(concept: str, instruction: str, answer: str) -> str:
     """The request. Its markers hold a hash of the texts, so that no text can hold the markers it stands between."""
     return marked(ASKED, {"concept": concept, "instruction": instruction, "answer": answer}) + f"\n\n{FORM}"
-
-
-def marked(asked: str, texts: dict[str, str]) -> str:
-    """What is asked, and the texts between their markers."""
-    tag = sha256(json.dumps(texts).encode()).hexdigest()[:12]
-    parts = [f"[{name} {tag}]\n{text}\n[end of {name} {tag}]" for name, text in texts.items()]
-    return "\n\n".join((asked, *parts)).encode(errors="replace").decode()
 
 
 def read_yes(reply: str) -> bool | None:
