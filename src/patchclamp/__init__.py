@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patchclamp.neurons.ablate import ablate
     from patchclamp.neurons.attribute import attribute_neurons
     from patchclamp.neurons.dose import dose
+    from patchclamp.neurons.explain import explain
     from patchclamp.neurons.find import find_neurons
     from patchclamp.neurons.repair import repair
     from patchclamp.vectors.apply import apply_vector
@@ -71,6 +72,7 @@ _HOME = {
     "compose_vectors": "vectors.compose",
     "dose": "neurons.dose",
     "evaluate_vector": "vectors.evaluate",
+    "explain": "neurons.explain",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
@@ -129,6 +131,7 @@ __all__ = [
     "compose_vectors",
     "dose",
     "evaluate_vector",
+    "explain",
     "find_neurons",
     "find_vector",
     "get_method",

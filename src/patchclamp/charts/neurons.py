@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from patchclamp.neurons.ablate import Ablation
     from patchclamp.neurons.attribute import Attribution
     from patchclamp.neurons.dose import DoseResult
+    from patchclamp.neurons.explain import ExplainResult
     from patchclamp.neurons.find import FoundNeurons
     from patchclamp.neurons.groups import Group
     from patchclamp.neurons.repair import RepairResult
@@ -126,6 +127,34 @@ def repair_chart(result: "RepairResult") -> alt.TopLevelMixin:
     about = alt.Title("what each block does in answer to ablating all", subtitle=f"final norm {result.norm:+.3f}",
                       anchor="start")
     return styled(alt.vconcat(top, bars.properties(width=560, height=200, title=about)))
+
+
+def explain_chart(result: "ExplainResult") -> alt.TopLevelMixin:
+    """Scores of each explanation (blue) beside other neurons' explanations on the same windows (grey)."""
+    rows = []
+    for one in result.explanations:
+        scores = (("detection and fuzzing", one.accuracy, one.others_accuracy),
+                  ("simulation", one.score.simulation, one.others_simulation))
+        rows += [{"score": name, "by": one.by, "mean": own.mean, "low": own.low, "high": own.high, "others": other.mean,
+                  "others low": other.low, "others high": other.high} for name, own, other in scores]
+    data = pd.DataFrame(rows)
+    base = alt.Chart(data).encode(y=alt.Y("by:N", title=None))
+    band = base.mark_bar(color=CONTROL, opacity=0.5, height=16).encode(
+        x=alt.X("others low:Q", title=None, scale=alt.Scale(domain=[-0.25, 1])), x2="others high:Q",
+        tooltip=["by", alt.Tooltip("others", format=".3f")])
+    rule = base.mark_rule(color=EFFECT).encode(x="low:Q", x2="high:Q")
+    points = base.mark_point(color=EFFECT, filled=True, size=80, opacity=1).encode(
+        x="mean:Q", tooltip=["by", alt.Tooltip("mean", format=".3f")])
+    charts = [(band + rule + points).transform_filter(alt.datum.score == name).properties(
+        width=260, height=40 * len(result.explanations), title=name) for name in data["score"].unique()]
+    words = pd.DataFrame([{"token": repr(word.token), "value": word.value, "what": what}
+                          for what, some in (("weights write", result.memory.promotes),
+                                             ("seen to raise", result.memory.raised)) for word in some])
+    written = [alt.Chart(words).transform_filter(alt.datum.what == what).mark_bar(color=EFFECT).encode(
+        x=alt.X("value:Q", title=None), y=alt.Y("token:N", sort="-x", title=None), tooltip=["token", "value"]
+    ).properties(width=200, height=170, title=what) for what in ("weights write", "seen to raise")]
+    title = alt.Title([f"{one.by}: {one.text}"[:150] for one in result.explanations], anchor="start")
+    return styled(alt.vconcat(alt.hconcat(*charts), alt.hconcat(*written), title=title))
 
 
 def panels(groups: Sequence["Group"], about: str = "", x: str = "units ablated") -> alt.HConcatChart:

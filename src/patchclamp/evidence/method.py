@@ -52,6 +52,7 @@ BUILT_IN = (
     "patchclamp.neurons.repair",
     "patchclamp.neurons.index",
     "patchclamp.neurons.examples",
+    "patchclamp.neurons.explain",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",

@@ -167,6 +167,12 @@ def _read(down: Any, path: FrozenNorm, direction_D: Tensor) -> Tensor:
     return exact(weight_FD.to(wide) @ path.pull_back(direction_D).to(weight_FD.device, wide))
 
 
+@torch.no_grad()
+def neuron_path(anatomy: Anatomy, run: Run, layer: int) -> FrozenNorm:
+    """What the neurons' output weights pass on their way into the residual stream, in this run."""
+    return _down(anatomy, run, layer)[1]
+
+
 def neuron_direction(anatomy: Anatomy, layer: int, unit: int, path: FrozenNorm) -> Tensor:
     """What one neuron adds to the residual stream at activation 1, [D]."""
     down = part(anatomy.blocks[layer], anatomy.family.down_proj)

@@ -169,6 +169,11 @@ class Anatomy:
     def _mid_module(self, layer: int) -> nn.Module | None:
         return next((m for p in self.family.resid_mid if (m := part(self.blocks[layer], p)) is not None), None)
 
+    def mlp_norm(self, layer: int) -> nn.Module | None:
+        """What lies between the residual stream and the MLP; None where attention and MLP are parallel."""
+        module = None if self.parallel else self._mid_module(layer)
+        return nn.Identity() if module is part(self.blocks[layer], self.family.mlp_core) else module
+
     def n_neurons(self, layer: int) -> int:
         """Width of the MLP of one block; 0 where it has no single down projection (mixture of experts)."""
         down = part(self.blocks[layer], self.family.down_proj)

@@ -1,0 +1,155 @@
+"""How good is an explanation of a neuron? Tried on windows it was not made from.
+
+    simulation   correlation of expected and actual activation over the tokens of all windows
+    detection    windows in which the neuron is active, and as many random ones in which it is not: told apart?
+    fuzzing      active windows with the active tokens marked, and with as many others marked: told apart?
+
+Bills et al. 2023 (simulation); Paulo et al. 2024, arXiv 2410.13928 (detection, fuzzing), as balanced accuracies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from patchclamp.errors import SpecError
+from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.evidence.method import Part
+from patchclamp.evidence.verdict import NO_INTERVAL, Interval
+from patchclamp.neurons.found import Window
+
+FEWEST = 3
+"""Active windows that a score needs."""
+RESAMPLES = 1000
+
+
+class Explanation(Protocol):
+    """What can be asked of an explanation; None is no answer."""
+
+    by: str
+
+    @property
+    def text(self) -> str: ...
+    def activations(self, windows: Sequence[Window]) -> list[list[float] | None]: ...
+    def fires(self, windows: Sequence[Window]) -> list[bool | None]: ...
+    def fits(self, windows: Sequence[Window], marks: Sequence[Sequence[int]]) -> list[bool | None]: ...
+
+
+class Score(Part):
+    """How well an explanation predicts a neuron."""
+
+    simulation: Interval
+    """Correlation of expected and actual activation over tokens, -1 to 1."""
+    detection: Interval
+    """Balanced accuracy, .5 is chance."""
+    fuzzing: Interval
+    """Balanced accuracy, .5 is chance."""
+    unanswered: float
+    """Share of questions without an answer; they are left out of the scores."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Held-out windows of one neuron, arranged as questions."""
+
+    threshold: float
+    """Activation from which the neuron counts as active."""
+    active: list[Window]
+    inactive: list[Window]
+    """As many, with no token above the threshold."""
+    any: list[Window]
+    """All windows, for simulation."""
+    right: list[list[int]]
+    """The active tokens of each active window."""
+    wrong: list[list[int]]
+    """As many other tokens of it."""
+
+
+def trial(
+    active: Sequence[Window], spread: Sequence[Window], random: Sequence[Window], threshold: float, seed: int
+) -> Trial:
+    """Arrange windows as questions: active ones, ones from the whole range of activations, random ones. SpecError if
+    there are too few."""
+    firing = [window for window in (*active, *spread) if window.value >= threshold]
+    quiet = [window for window in random if max(window.activations) < threshold]
+    n = min(len(firing), len(quiet))
+    if n < FEWEST:
+        which = "active" if len(firing) < FEWEST else "inactive"
+        raise SpecError(f"only {n} held-out windows are {which}, where {FEWEST} are needed to score an explanation; "
+                        "read more text (--tokens), or index it with more windows (--top)")
+    generator = np.random.default_rng(seed)
+    right, wrong = [], []
+    for window in firing[:n]:
+        hot = [i for i, value in enumerate(window.activations) if value >= threshold] or [window.at]
+        cold = [i for i, value in enumerate(window.activations) if value < threshold and window.tokens[i].strip()]
+        count = min(len(hot), len(cold))
+        right.append(hot[:count] if count else hot)
+        wrong.append(sorted(generator.permutation(cold)[:count].tolist()))
+    return Trial(threshold, firing[:n], quiet[:n], [*active, *spread, *random], right, wrong)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an explanation said, question by question; no answer is NaN."""
+
+    detection: np.ndarray
+    """Whether right, [2n]."""
+    fuzzing: np.ndarray
+    simulated: list[tuple[np.ndarray, np.ndarray]]
+    """Expected and actual activation of each window that was simulated."""
+    unanswered: float
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Detection and fuzzing together, without the unanswered."""
+        both = np.concatenate([self.detection, self.fuzzing])
+        return both[np.isfinite(both)]
+
+    def score(self, seed: int) -> Score:
+        return Score(simulation=_correlation(self.simulated, seed), detection=_mean(self.detection, seed),
+                     fuzzing=_mean(self.fuzzing, seed), unanswered=self.unanswered)
+
+
+def answers(explanation: Explanation, asked: Trial) -> Answers:
+    """Try an explanation."""
+    fired = explanation.fires([*asked.active, *asked.inactive])
+    n = len(asked.active)
+    detection = [_right(said, i < n) for i, said in enumerate(fired)]
+    pairs = [(window, right, wrong) for window, right, wrong in zip(asked.active, asked.right, asked.wrong, strict=True)
+             if wrong]
+    windows = [window for window, _, _ in pairs] * 2
+    fitted = explanation.fits(windows, [right for _, right, _ in pairs] + [wrong for _, _, wrong in pairs])
+    fuzzing = [_right(said, i < len(pairs)) for i, said in enumerate(fitted)]
+    expected = explanation.activations(asked.any)
+    simulated = [(np.array(one), np.array(window.activations))
+                 for one, window in zip(expected, asked.any, strict=True) if one is not None]
+    silent = sum(said is None for said in (*fired, *fitted, *expected))
+    return Answers(np.array(detection), np.array(fuzzing), simulated,
+                   silent / max(1, len(fired) + len(fitted) + len(expected)))
+
+
+def _right(said: bool | None, true: bool) -> float:
+    return np.nan if said is None else float(said == true)
+
+
+def _mean(values: np.ndarray, seed: int) -> Interval:
+    known = values[np.isfinite(values)]
+    return bootstrap_mean(known, seed) if len(known) else NO_INTERVAL
+
+
+def _correlation(simulated: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Interval:
+    """Over the tokens of all windows; the interval from resampled windows. 0 for an expectation that never varies."""
+    if not simulated:
+        return NO_INTERVAL
+    generator = np.random.default_rng(seed)
+
+    def of(chosen: Sequence[int]) -> float:
+        expected = np.concatenate([simulated[i][0] for i in chosen])
+        actual = np.concatenate([simulated[i][1] for i in chosen])
+        return float(np.corrcoef(expected, actual)[0, 1]) if expected.std() > 0 and actual.std() > 0 else 0.0
+
+    n = len(simulated)
+    drawn = [of(generator.integers(0, n, n).tolist()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(mean=of(range(n)), low=float(low), high=float(high))
