@@ -36,7 +36,8 @@ class Memory(Part):
     """What a neuron writes and reads."""
 
     promotes: list[Word]
-    """Tokens whose logits its output weights raise most, per unit of activation."""
+    """Tokens whose logits its output weights raise most where it is most active, per unit of activation above its
+    mean (below its mean there: the other way round)."""
     suppresses: list[Word]
     """Those they lower most."""
     raised: list[Word]
@@ -64,6 +65,7 @@ def memory(
     edits: list[list[Edit]] = [[], *([Edit.mean(one)] for one in ablated)]
     plan = Plan.of((ids, edit, [Readout.logits()] if edit else reads) for ids, _ in places for edit in edits)
     values = model.execute(plan, track=progress.track)
+    usual = float(model.mean_values([site])[0])
     written, seen, random = [], [], []
     for i in range(len(places)):
         (acts_F, resid_D, clean_V), *rest = values[i * len(edits) : (i + 1) * len(edits)]
@@ -71,7 +73,7 @@ def memory(
         direction_D = neuron_direction(model.anatomy, layer, unit, path)
         written.append(FrozenUnembedding(model.anatomy, resid_D).written(direction_D[None])[0].float().cpu())
         changes = [(clean_V.float().log_softmax(0) - row[0].float().log_softmax(0)).cpu() for row in rest]
-        sign = float(np.sign(float(acts_F[unit])))
+        sign = float(np.sign(float(acts_F[unit]) - usual))
         seen.append(changes[0])
         random.append([_correlation(sign * written[-1], change) for change in changes[1:]])
         written[-1] = sign * written[-1]

@@ -28,8 +28,8 @@ class Rule:
 
     by = "rule"
 
-    def __init__(self, grams: dict[Gram, float], else_: float, threshold: float) -> None:
-        self.grams, self.else_, self.threshold = grams, else_, threshold
+    def __init__(self, grams: dict[Gram, float], else_: float) -> None:
+        self.grams, self.else_ = grams, else_
 
     @property
     def text(self) -> str:
@@ -40,23 +40,22 @@ class Rule:
 
     def activations(self, windows: Sequence[Window]) -> list[list[float] | None]:
         """What the rule expects at each token."""
-        return [self._expected(window.tokens) for window in windows]
+        return [[self.else_ if gram is None else self.grams[gram] for gram in self._found(window.tokens)]
+                for window in windows]
 
     def fires(self, windows: Sequence[Window]) -> list[bool | None]:
-        """Whether it expects the threshold to be passed anywhere."""
-        return [any(value >= self.threshold for value in self._expected(window.tokens)) for window in windows]
+        """Whether one of the n-grams is there."""
+        return [any(gram for gram in self._found(window.tokens)) for window in windows]
 
     def fits(self, windows: Sequence[Window], marks: Sequence[Sequence[int]]) -> list[bool | None]:
-        """Whether it expects more at the marked tokens than halfway to the threshold, on the average."""
-        half = (self.threshold + self.else_) / 2
-        return [bool(np.mean([self._expected(window.tokens)[i] for i in marked]) > half)
+        """Whether more than half of the marked tokens end one of the n-grams."""
+        return [bool(np.mean([self._found(window.tokens)[i] is not None for i in marked]) > 0.5)
                 for window, marked in zip(windows, marks, strict=True)]
 
-    def _expected(self, tokens: Sequence[str]) -> list[float]:
+    def _found(self, tokens: Sequence[str]) -> list[Gram | None]:
+        """For each token the longest n-gram that ends there."""
         words = [normal(token) for token in tokens]
-        found = (next((self.grams[gram] for gram in _ending(words, end) if gram in self.grams), self.else_)
-                 for end in range(len(words)))
-        return list(found)
+        return [next((gram for gram in _ending(words, end) if gram in self.grams), None) for end in range(len(words))]
 
 
 def learn(windows: Sequence[Window], threshold: float) -> Rule:
@@ -84,7 +83,7 @@ def learn(windows: Sequence[Window], threshold: float) -> Rule:
         covered |= candidates.pop(gram)
         chosen[gram] = float(values_T[list(places[gram])].mean())
     rest = np.delete(values_T, list(covered))
-    return Rule(chosen, float(rest.mean()) if len(rest) else 0.0, threshold)
+    return Rule(chosen, float(rest.mean()) if len(rest) else 0.0)
 
 
 def normal(token: str) -> str:
