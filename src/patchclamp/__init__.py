@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from patchclamp.lenses.stages import stages
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
+    from patchclamp.neurons.multimodal import image_units
+    from patchclamp.neurons.vision import VisionModel, load_vision
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -57,6 +59,7 @@ _HOME = {
     "SteeringVector": "vectors.vector",
     "Store": "evidence.store",
     "Verdict": "evidence.verdict",
+    "VisionModel": "neurons.vision",
     "When": "forward",
     "ablate": "neurons.ablate",
     "apply_vector": "vectors.apply",
@@ -67,12 +70,14 @@ _HOME = {
     "evaluate_vector": "vectors.evaluate",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
+    "image_units": "neurons.multimodal",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
     "language": "lenses.language",
     "load": "forward",
     "load_vector": "vectors.vector",
+    "load_vision": "neurons.vision",
     "logit_lens": "lenses.logit",
     "method": "evidence.method",
     "methods": "evidence.method",
@@ -111,6 +116,7 @@ __all__ = [
     "SteeringVector",
     "Store",
     "Verdict",
+    "VisionModel",
     "When",
     "ablate",
     "apply_vector",
@@ -121,12 +127,14 @@ __all__ = [
     "evaluate_vector",
     "find_vector",
     "get_method",
+    "image_units",
     "jacobian",
     "judge",
     "knockout",
     "language",
     "load",
     "load_vector",
+    "load_vision",
     "logit_lens",
     "method",
     "methods",

@@ -29,8 +29,8 @@ def records(tmp_path_factory):
 DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.stages", "lens.selfreport",
                    "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
-                   "vectors.task", "vectors.compose", "vectors.show"}
-"""They need words, facts or a corpus in a real tokenizer's tokens; their own tests draw them."""
+                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images"}
+"""They need words, facts or a corpus in a real tokenizer's tokens, or pictures; their own tests draw them."""
 
 
 def test_every_built_in_method_is_drawn_here():

@@ -45,6 +45,7 @@ BUILT_IN = (
     "patchclamp.lenses.tuned",
     "patchclamp.lenses.jacobian",
     "patchclamp.neurons.ablate",
+    "patchclamp.neurons.multimodal",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",
