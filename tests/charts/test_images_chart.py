@@ -28,7 +28,7 @@ def test_it_renders_and_names_every_concept_and_the_unit(record, tmp_path):
 def test_the_concept_stands_first_then_the_related_then_rivals(record):
     spec = record.chart().to_dict()
     order = spec["vconcat"][0]["hconcat"][0]["layer"][1]["encoding"]["y"]["sort"]
-    assert order == ["cat", "owl", "dog"]
+    assert order == ["cat", "owl (related)", "dog"]
 
 
 def test_a_small_picture_is_of_the_file(record):

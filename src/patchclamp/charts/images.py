@@ -34,8 +34,10 @@ def images_chart(result: ImagesResult) -> alt.TopLevelMixin:
 
 def _activation(result: ImagesResult) -> alt.LayerChart:
     """Means with 95 % intervals in standard deviations; the concept first, then the others from high to low."""
-    data = pd.DataFrame([{"concept": c.concept, "form": c.form, "role": c.role, "pictures": c.pictures,
-                          **c.activation.model_dump()} for c in result.categories])
+    data = pd.DataFrame([
+        {"concept": c.concept + " (related)" * (c.role == "related"), "form": c.form, "role": c.role,
+         "pictures": c.pictures, **c.activation.model_dump()} for c in result.categories
+    ])
     rank = {"concept": 0, "related": 1, "rival": 2}
     means = data.groupby(["role", "concept"])["mean"].mean().reset_index()
     means["rank"] = means["role"].map(rank)

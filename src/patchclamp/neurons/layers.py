@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from patchclamp.errors import SiteError, UnsupportedModel
 
-DOWN = ("mlp.fc2", "mlp.down_proj", "mlp.weights_out", "feed_forward.down_proj", "output.dense")
-"""Where a block's second linear layer is, in the vision models of transformers."""
+DOWN = ("mlp.fc2", "mlp.down_proj", "mlp.weights_out", "feed_forward.down_proj", "output.dense", "mlp.c_proj", "mlp.3")
+"""Where a block's second linear layer is: in transformers, then in open_clip and torchvision."""
 CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
 Side = Literal["in", "out"]
 SHOWN = 8
@@ -121,8 +121,8 @@ def find_layers(module: nn.Module, pixels: Tensor, named: Sequence[str], model: 
 
 def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Path and module of the blocks of a transformer: the longest list whose members all have an MLP's second layer."""
-    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part)]
-    lists = [(name, part) for name, part in lists if all(_down(block) for block in part)]
+    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
+    lists = [(name, part) for name, part in lists if len(part) and all(_down(block) for block in part)]
     if not lists:
         return []
     name, longest = max(lists, key=lambda pair: len(pair[1]))

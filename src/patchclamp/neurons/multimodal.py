@@ -38,14 +38,14 @@ class ImagesSpec(Spec):
     """Which pictures, which concept, and which units."""
 
     images: Annotated[DataFile, Positional()]
-    """A folder FOLDER/<concept>/<form>/, e.g. three/photo/1.png, or a file of rows with image, concept and form."""
+    """A folder of CONCEPT/FORM/PICTURE, e.g. three/photo/1.png, or a file of rows with image, concept and form."""
     concept: str = Field(min_length=1)
     """The concept asked about; all others are its rivals."""
     related: Annotated[tuple[str, ...], CommaList()] = ()
     """Concepts that go with it: reported by themselves, neither the concept nor rivals."""
     unit: str | None = None
     """One unit, e.g. neuron.11.2048 or channel.encoder.stages.3.17. If left out, the best is chosen on one half of
-    the pictures and reported on the other."""
+    the pictures and reported on the other. A named one is reported on all, so it should come from elsewhere."""
     layers: Annotated[tuple[str, ...], CommaList()] = ()
     """Where to look for it, e.g. neuron.10,neuron.11; all of the model's usual layers if left out."""
     pool: Pool = "max"
@@ -158,8 +158,9 @@ class ImagesResult(Result):
         import pandas
 
         return pandas.DataFrame([
-            {"concept": c.concept, "form": c.form, "role": c.role, "pictures": c.pictures, "mean sd": c.activation.mean,
-             "low": c.activation.low, "high": c.activation.high} for c in self.categories
+            {"concept": c.concept, "form": c.form, "role": c.role, "pictures": c.pictures,
+             "activation (sd)": c.activation.mean, "low": c.activation.low, "high": c.activation.high}
+            for c in self.categories
         ])
 
     def chart(self) -> altair.TopLevelMixin:

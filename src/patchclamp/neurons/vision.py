@@ -90,19 +90,21 @@ class VisionModel:
         """
         if pool == "class" and not self.layers.has_class_token:
             raise InputError(f"{self.name} has no class token to read units at; pool by max or mean")
-        read: dict[str, list[Tensor]] = {name: [] for name in layers}
-        hooks = [_reading(self.layers.get(name, self.name), pool, read[name]) for name in read]
+        found = [self.layers.get(name, self.name) for name in layers]
+        # Room for all values first: small tensors kept among large passing ones would scatter over the memory.
+        read = {layer.name: torch.empty(len(images), layer.n_units) for layer in found}
         starts = range(0, len(images), BATCH)
-        try:
-            for start in track(starts, "looking at pictures", len(starts)) if track else starts:
-                some = images[start : start + BATCH]
-                opened = [open_image(one) if isinstance(one, str | Path) else one for one in some]
+        for start in track(starts, "looking at pictures", len(starts)) if track else starts:
+            some = images[start : start + BATCH]
+            opened = [open_image(one) if isinstance(one, str | Path) else one for one in some]
+            hooks = [_reading(layer, pool, read[layer.name][start : start + BATCH]) for layer in found]
+            try:
                 with torch.no_grad():
                     self.module(self._pixels(opened))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return {name: torch.cat(values) for name, values in read.items()}
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return read
 
     def _pixels(self, images: Sequence[Image]) -> Tensor:
         pixels = [self.prepare(image) for image in images]
@@ -119,13 +121,13 @@ def _blank() -> Image:
     return Image.new("RGB", (64, 64), "gray")
 
 
-def _reading(layer: Layer, pool: Pool, into: list[Tensor]) -> Any:
-    """A hook that appends the layer's pooled values [B, units] to a list, at once: what follows may write over them."""
+def _reading(layer: Layer, pool: Pool, into: Tensor) -> Any:
+    """A hook that writes the layer's pooled values into [B, units], at once: what follows may write over them."""
 
     def keep(value: Any) -> None:
         tensor = first_tensor(value)
         assert tensor is not None  # the run that found the layer saw one
-        into.append(pooled(tensor.detach(), layer.prefix, pool).float().cpu())
+        into.copy_(pooled(tensor.detach(), layer.prefix, pool))
 
     if layer.side == "in":
         return layer.module.register_forward_pre_hook(lambda module, args: keep(args))
@@ -136,11 +138,11 @@ def pooled(values: Tensor, prefix: int, pool: Pool) -> Tensor:
     """One value a unit, [B, units], of maps [B, units, H, W], tokens [B, T, units] (`prefix` of them before the
     patches) or numbers [B, units]."""
     if values.dim() == 2:
-        return values.clone()
+        return values
     if values.dim() == 4:
         return values.amax((2, 3)) if pool == "max" else values.mean((2, 3))
     if pool == "class":
-        return values[:, 0].clone()
+        return values[:, 0]
     patches = values[:, prefix:]
     return patches.amax(1) if pool == "max" else patches.mean(1)
 
