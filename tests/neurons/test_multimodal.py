@@ -276,6 +276,16 @@ def test_the_command_runs_on_a_real_class(clip, tmp_path, capsys):
     assert record["verdict"]["outcome"] in ("not supported", "inconclusive")
 
 
+def test_the_commands_record_is_replayed_with_the_methods_own_loader(clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATCHCLAMP_RUNS", str(tmp_path / "runs"))
+    folder = fill(tmp_path / "animals")
+    assert execute(["neurons", "images", str(folder), "--concept", "cat", "--model", str(clip)]) == 0
+    (stored,) = (tmp_path / "runs").iterdir()
+    capsys.readouterr()
+    assert execute(["runs", "replay", stored.name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+
+
 def test_bad_input_is_one_sentence_and_exit_code_two(clip, tmp_path, capsys):
     folder = fill(tmp_path / "animals")
     (tmp_path / "empty").mkdir()

@@ -129,11 +129,17 @@ class ImagesResult(Result):
     """What one unit answers to."""
 
     unit: str
+    """The unit that was named or chosen."""
     categories: list[Category]
+    """Its mean activation for every concept in every form."""
     forms: list[FormScore]
+    """How well it tells the concept from the rivals, form by form."""
     roles: list[RoleMean]
+    """Its mean activation for the concept, for what is related, and for rivals."""
     thresholds: list[Threshold]
+    """Whose pictures are above each threshold."""
     top: list[TopPicture]
+    """The pictures on which it is most active."""
     candidates: list[Candidate]
     """The ten best where the unit was chosen; empty if it was named."""
     searched: int
