@@ -70,8 +70,9 @@ def test_two_concepts_are_dealt_so_that_two_forms_differ():
     assert ("a", "a", "a") not in found
 
 
-def test_one_form_cannot_be_dealt():
-    assert dealings([["a", "b", "c"]], 20, 0) == []
+@pytest.mark.parametrize("concepts", [[["a", "b", "c"]], [["a", "b"]] * 2, [["a"], ["a", "b"]]])
+def test_one_form_or_too_few_concepts_cannot_be_dealt(concepts):
+    assert dealings(concepts, 20, 0) == []
 
 
 def test_very_many_ways_are_drawn_from():

@@ -109,6 +109,45 @@ def test_pooling_leaves_out_what_stands_before_the_patches():
     assert pooled(tokens, 1, "class") == 9
 
 
+class Block(nn.Module):
+    """Without attention, and built as torchvision builds it: the second linear layer is `mlp.3`."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Dropout(), nn.Linear(9, 6))
+
+    def forward(self, tokens):
+        return tokens + self.mlp(tokens)
+
+
+class Tower(nn.Module):
+    def __init__(self, merge=False):
+        super().__init__()
+        self.patches, self.class_token = nn.Conv2d(3, 6, 4, stride=4), nn.Parameter(torch.randn(1, 1, 6))
+        self.first, self.second, self.merge = nn.Sequential(Block(), Block()), nn.Sequential(Block(), Block()), merge
+
+    def forward(self, pixels):
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)
+        tokens = self.first(torch.cat([self.class_token.expand(len(pixels), 1, 6), patches], 1))
+        return self.second(tokens[:, ::2] if self.merge else tokens)
+
+
+def test_a_tower_of_another_library_is_read():
+    tower = Tower()
+    model = pc.VisionModel(tower, size=16)
+    assert model.layers.usual == ("neuron.0", "neuron.1", "neuron.2", "neuron.3")
+    assert model.layers.has_class_token
+    with torch.no_grad():
+        patches = tower.patches(torch.stack([model.prepare(one) for one in PICTURES])).flatten(2).transpose(1, 2)
+        by_hand = tower.first[0].mlp[:2](patches).amax(1)
+    torch.testing.assert_close(model.read(PICTURES, ["neuron.0"])["neuron.0"], by_hand)
+
+
+def test_a_tower_that_merges_its_patches_is_refused():
+    with pytest.raises(UnsupportedModel, match=r"block 2 has values of shape .* for 16 patches"):
+        pc.VisionModel(Tower(merge=True), size=16)
+
+
 def test_a_unit_is_a_layer_and_a_number(tmp_path):
     layers = pc.load_vision(save("clip", tmp_path / "clip")).layers
     assert layers.unit("neuron.2.23", "clip") == ("neuron.2", 23)

@@ -39,6 +39,8 @@ def test_a_folder_and_a_file_of_rows_say_the_same(folder):
 def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(folder):
     (folder / "cat" / "photo" / "notes.txt").write_text("mine")
     (folder / "cat" / "photo" / "._1.png").write_text("left by another system")
+    (folder / ".thumbnails").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / ".thumbnails" / "1.png")
     assert len(read_images(folder)) == 3
 
 

@@ -120,13 +120,11 @@ def find_layers(module: nn.Module, pixels: Tensor, named: Sequence[str], model: 
 
 
 def _blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and module of the blocks of a transformer: the longest list whose members all have an MLP's second layer."""
+    """Path and module of the blocks of a transformer, in order: members of lists whose members all have an MLP's second
+    layer."""
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
-    lists = [(name, part) for name, part in lists if len(part) and all(_down(block) for block in part)]
-    if not lists:
-        return []
-    name, longest = max(lists, key=lambda pair: len(pair[1]))
-    return [(f"{name}.{i}" if name else str(i), block) for i, block in enumerate(longest)]
+    return [(f"{name}.{i}" if name else str(i), block) for name, part in lists
+            if len(part) and all(_down(block) for block in part) for i, block in enumerate(part)]
 
 
 def _down(block: nn.Module) -> str | None:

@@ -201,8 +201,9 @@ def image_units(model: VisionModel, spec: ImagesSpec, progress: Progress) -> Out
     else:
         chosen = beside_random_units(values, pictures, model.layers.unit(spec.unit, model.name)[1], spec.controls,
                                      spec.seed)
-    result = _measured(model, spec, pictures, values[chosen.layer][:, chosen.number].astype(float), chosen, progress)
-    return result, _verdict(result, pictures, values[chosen.layer][:, chosen.number].astype(float), chosen, spec)
+    values_N = values[chosen.layer][:, chosen.number].astype(float)
+    result = _measured(model, spec, pictures, values_N, chosen, progress)
+    return result, _verdict(result, pictures, values_N, chosen, spec)
 
 
 def _check_scale(spec: ImagesSpec) -> None:

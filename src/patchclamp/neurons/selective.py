@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from patchclamp.evidence.verdict import Interval
+from patchclamp.evidence.verdict import FEWEST, Interval
 
 RESAMPLES = 2000
 MANY_DEALINGS = 10_000
@@ -83,7 +83,8 @@ def halves(categories: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray
 
 def dealings(concepts_by_form: Sequence[Sequence[str]], n: int, seed: int) -> list[tuple[str, ...]]:
     """Up to `n` different ways to deal each form another concept: photos of one thing, drawings of a second, words for
-    a third. If fewer than two ways exist in which all differ, then ways in which at least two do; none for one form."""
+    a third. If fewer than six ways exist in which all differ, then ways in which at least two do; none if those are fewer
+    than six too, as for one form: a range of so few says nothing."""
     generator = np.random.default_rng(seed)
     if math.prod(map(len, concepts_by_form)) <= MANY_DEALINGS:
         ways = list(product(*concepts_by_form))
@@ -93,6 +94,6 @@ def dealings(concepts_by_form: Sequence[Sequence[str]], n: int, seed: int) -> li
         ways = list(dict.fromkeys(zip(*named, strict=True)))
     for different in (len(concepts_by_form), 2):
         mixed = [one for one in ways if len(set(one)) >= max(different, 2)]
-        if len(mixed) > 1:
+        if len(mixed) >= FEWEST:
             return [mixed[i] for i in generator.permutation(len(mixed))[:n]]
     return []

@@ -121,15 +121,14 @@ def _best(scores: Values) -> tuple[str, int]:
 def _nothing_to_find(
     pictures: Pictures, first: np.ndarray, second: np.ndarray, n: int, seed: int
 ) -> tuple[Control, list[tuple[Grouping, Grouping]]]:
-    """Groupings of both halves that no concept makes: each form dealt another concept, where at least two such dealings
+    """Groupings of both halves that no concept makes: each form dealt another concept, where enough such dealings
     exist, or else the concept's labels dealt to pictures of the same form at random."""
     inside = [set(pictures.categories(rows)) for rows in (first, second)]
-    able = [[concept for concept, form in sorted(inside[0] & inside[1])
-             if form == wanted and not any(r.concept == concept and role == "related"
-                                           for r, role in zip(pictures.rows, pictures.role, strict=True))]
+    related = {row.concept for row, role in zip(pictures.rows, pictures.role, strict=True) if role == "related"}
+    able = [[concept for concept, form in sorted(inside[0] & inside[1]) if form == wanted and concept not in related]
             for wanted in pictures.forms]
     dealt = dealings(able, n, seed)
-    if len(dealt) > 1:
+    if dealt:
         return "dealt", [(_dealt(pictures, first, one), _dealt(pictures, second, one)) for one in dealt]
     generator = np.random.default_rng(seed)
     draws = [[_shuffled(pictures, rows, generator) for rows in (first, second)] for _ in range(n)]

@@ -46,7 +46,7 @@ def read_images(source: str | Path) -> list[ImageRow]:
 def image_files(folder: Path) -> list[Path]:
     """All pictures in a folder and below, by their suffix, sorted. Raises FileError if there is none."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-                   and path.is_file() and not path.name.startswith("."))
+                   and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not files:
         raise FileError(f"{folder} holds no picture ({', '.join(IMAGE_SUFFIXES)}); it should hold "
                         "<concept>/<form>/<picture>, e.g. three/photo/1.png")
