@@ -8,7 +8,7 @@ first convolution makes. Any other network has `channel.PATH`, the output of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,7 +51,9 @@ class Layers:
     def get(self, name: str, model: str) -> Layer:
         """The layer called `name`; SiteError names those there are."""
         if name not in self.by_name:
-            raise SiteError(f"{model} has no layer {name!r}; it has {_listed(self.by_name)}")
+            others = len(self.by_name) - len(self.usual)
+            more = f", and {others} more that can be read by name ({list(self.by_name)[-1]} is one)" if others else ""
+            raise SiteError(f"{model} has no layer {name!r}; it has {_listed(self.usual)}{more}")
         return self.by_name[name]
 
     def unit(self, site: str, model: str) -> tuple[str, int]:
@@ -66,7 +68,7 @@ class Layers:
         return layer, unit
 
 
-def _listed(names: Sequence[str] | dict[str, Layer]) -> str:
+def _listed(names: Iterable[str]) -> str:
     known = list(names)
     return ", ".join(known if len(known) <= SHOWN else [*known[: SHOWN - 1], "…", known[-1]])
 

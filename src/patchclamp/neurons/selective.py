@@ -83,8 +83,8 @@ def halves(categories: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray
 
 def dealings(concepts_by_form: Sequence[Sequence[str]], n: int, seed: int) -> list[tuple[str, ...]]:
     """Up to `n` different ways to deal each form another concept: photos of one thing, drawings of a second, words for
-    a third. If fewer than six ways exist in which all differ, then ways in which at least two do; none if those are fewer
-    than six too, as for one form: a range of so few says nothing."""
+    a third. If fewer than six ways exist in which all differ, then ways in which at least two do; none if those are
+    fewer than six too, as for one form: a range of so few says nothing."""
     generator = np.random.default_rng(seed)
     if math.prod(map(len, concepts_by_form)) <= MANY_DEALINGS:
         ways = list(product(*concepts_by_form))
