@@ -40,3 +40,14 @@ def endpoint(monkeypatch):
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder with a small vision model trained on digits and pictures it has not seen."""
+    from patchclamp.evidence.method import Silent
+    from patchclamp.tour.sight import make_digits_model
+
+    folder = tmp_path_factory.mktemp("digits")
+    make_digits_model(folder, Silent())
+    return folder

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from patchclamp.neurons.dose import dose
     from patchclamp.neurons.explain import explain
     from patchclamp.neurons.find import find_neurons
+    from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
+    from patchclamp.neurons.vision import VisionModel, load_vision
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -62,6 +64,7 @@ _HOME = {
     "SteeringVector": "vectors.vector",
     "Store": "evidence.store",
     "Verdict": "evidence.verdict",
+    "VisionModel": "neurons.vision",
     "When": "forward",
     "ablate": "neurons.ablate",
     "apply_vector": "vectors.apply",
@@ -76,12 +79,14 @@ _HOME = {
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
+    "image_units": "neurons.multimodal",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
     "language": "lenses.language",
     "load": "forward",
     "load_vector": "vectors.vector",
+    "load_vision": "neurons.vision",
     "logit_lens": "lenses.logit",
     "method": "evidence.method",
     "methods": "evidence.method",
@@ -121,6 +126,7 @@ __all__ = [
     "SteeringVector",
     "Store",
     "Verdict",
+    "VisionModel",
     "When",
     "ablate",
     "apply_vector",
@@ -135,12 +141,14 @@ __all__ = [
     "find_neurons",
     "find_vector",
     "get_method",
+    "image_units",
     "jacobian",
     "judge",
     "knockout",
     "language",
     "load",
     "load_vector",
+    "load_vision",
     "logit_lens",
     "method",
     "methods",

@@ -12,7 +12,12 @@ ASKED = {
     "lens.attention": {"prompt": "w1 w2 w3"},
     "circuits.patch": {**IOI, "sites": ("resid", "head")},
     "circuits.knockout": {"prompt": "w1 w2 w3", "answer": "w4", "distractor": "w5"},
-    "neurons.ablate": {"sites": ["neuron.1.7", "neuron.1.8"], "ranked": True, "controls": 2},
+    "neurons.ablate": {"sites": ["neuron.1.7", "neuron.1.8"], "ranked": True, "controls": 2, "answers": 2},
+    "neurons.attribute": {"shortlist": 12, "sizes": (1, 3), "controls": 2},
+    "neurons.dose": {"sites": ["neuron.1.7"], "controls": 2},
+    "neurons.repair": {"shortlist": 4, "controls": 2},
+    "neurons.find": {"controls": 2, "permutations": 100, "top": 5},
+    "neurons.explain": {"site": "neuron.0.5", "length": 32, "tokens": 2500, "others": 3, "context": 12},
     "forward.capture": {"prompts": ["w1 w2", "w3"], "sites": ["resid.1", "neuron.0.3"]},
     "forward.generate": {"prompts": ["w1 w2"], "max_new_tokens": 3},
 }
@@ -20,17 +25,22 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    path = tmp_path_factory.mktemp("charts") / "choice.csv"
-    path.write_text("prompt,answer,distractor\nw1 w2, w3, w4\nw5 w6, w7, w8\n")
-    return {name: pc.run(name, tiny_model("llama"), **fields, **({"prompts": str(path)} if "neurons" in name else {}))
-            for name, fields in ASKED.items()}
+    folder = tmp_path_factory.mktemp("charts")
+    choices, labelled, corpus = folder / "choice.csv", folder / "labelled.csv", folder / "corpus.txt"
+    choices.write_text("prompt,answer,distractor\n" + "".join(f"w{i} w2, w{i + 3}, w{i + 4}\n" for i in range(12)))
+    labelled.write_text("text,label\n" + "".join(f"w{i} w{i % 2},{'ab'[i % 2]}\n" for i in range(20)))
+    corpus.write_text("\n\n".join(" ".join(f"w{(i * i * 7 + j * j) % 60}" for j in range(100)) for i in range(30)))
+    files = {"neurons.find": {"source": str(labelled)}, "neurons.explain": {"corpus": str(corpus)}}
+    files |= {name: {"prompts": str(choices)} for name in ASKED if name.startswith("neurons.") and name not in files}
+    return {name: pc.run(name, tiny_model("llama"), **fields, **files.get(name, {})) for name, fields in ASKED.items()}
 
 
 DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.stages", "lens.selfreport",
                    "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
-                   "vectors.task", "vectors.compose", "vectors.show"}
-"""They need words, facts or a corpus in a real tokenizer's tokens; their own tests draw them."""
+                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images",
+                   "neurons.index", "neurons.examples"}
+"""They need words, facts or a corpus in a real tokenizer's tokens, or pictures; their own tests draw them."""
 
 
 def test_every_built_in_method_is_drawn_here():

@@ -9,7 +9,7 @@ from patchclamp.evidence import method
 METHODS = ("fake_methods",)
 
 
-def load_model(options):
+def load_model(options, load=None):
     if options.model == "missing":
         raise ModelError("there is no model missing")
     return SimpleNamespace(

@@ -45,7 +45,7 @@ def site(tmp_path_factory):
 def test_its_method_is_listed_explained_and_run(command, site, monkeypatch):
     fake = run.load_model
 
-    def load_model(options):
+    def load_model(options, load):
         return SimpleNamespace(**vars(fake(options)), tokens=str.split)
 
     monkeypatch.syspath_prepend(site)

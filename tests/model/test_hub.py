@@ -100,3 +100,8 @@ def test_code_is_downloaded_only_when_it_may_run():
 def test_a_repository_without_usable_weights_is_refused_before_the_download(names, message):
     with pytest.raises(ModelError, match=message):
         choose_files("org/x", names, trust_remote_code=False)
+
+
+def test_a_cached_model_that_reads_no_text_needs_no_tokenizer(snapshot, no_network):
+    (snapshot / "tokenizer.json").unlink()
+    assert find_on_hub("org/tiny", None, needs_tokenizer=False) == (snapshot, COMMIT)

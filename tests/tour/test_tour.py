@@ -5,6 +5,7 @@ import json
 import pytest
 
 from patchclamp.cli.app import execute
+from patchclamp.errors import InputError
 from patchclamp.evidence.method import Silent, get_method
 from patchclamp.tasks import ChoiceRow, read_rows
 from patchclamp.tour import STOPS, take
@@ -72,6 +73,42 @@ def test_a_stop_that_is_not_there(tmp_path, capsys):
     assert execute(["tour", "--out", str(tmp_path), "--only", "x"]) == 2
     assert "numbers of stops" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_stop_may_bring_its_own_model(tmp_path, capsys):
+    """The stop after the first makes a vision model and its pictures beside the report; no embedded model is needed."""
+    number = 1 + next(i for i, stop in enumerate(STOPS) if stop.prepare)
+    assert number == 2
+    assert execute(["tour", "--out", str(tmp_path), "--only", str(number)]) == 0
+
+    record = json.loads((tmp_path / "records" / f"{number:02}-neurons.images.json").read_text())
+    assert record["provenance"]["model"] == str(tmp_path / "digits-vision")
+    assert list(record["provenance"]["inputs"]) == [str(tmp_path / "digits")]
+    assert record["verdict"]["outcome"] == "supported"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(record["result"]["top"]) == 12
+
+
+def test_a_stops_own_model_is_made_and_then_loaded_by_its_method(tmp_path, monkeypatch):
+    import sys
+    from dataclasses import replace
+
+    from patchclamp.tour.stops import Stop
+
+    loaded = []
+
+    def load(ref):
+        loaded.append(ref)
+        raise InputError("as far as this test goes")
+
+    fake = replace(get_method("neurons.images"), load=load)
+    monkeypatch.setattr(sys.modules["patchclamp.tour.take"], "get_method", lambda name: fake)
+    stop = Stop("", "", "mine", "neurons.images", {}, lambda folder, progress: (folder / "mine").mkdir())
+    with pytest.raises(InputError, match="as far as"):
+        take(tmp_path, Silent(), lambda _: None, [stop])
+    assert loaded == [str(tmp_path / "mine")]
+    assert (tmp_path / "mine").is_dir()
 
 
 @pytest.mark.weights

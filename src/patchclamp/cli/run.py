@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchclamp.cli.build import RunOptions
 from patchclamp.cli.terminal import (
@@ -17,11 +17,11 @@ from patchclamp.cli.terminal import (
     standard_output_kept_clean,
 )
 from patchclamp.errors import FileError, RunError, SpecError
+from patchclamp.evidence.method import load_language_model
 
 if TYPE_CHECKING:
-    from patchclamp.evidence.method import Method, Spec
+    from patchclamp.evidence.method import Loader, Method, Spec
     from patchclamp.evidence.record import Record
-    from patchclamp.forward import Model
 
 
 def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
@@ -31,7 +31,7 @@ def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
     else is written, and shown even if it cannot be stored, so that no finished run is lost."""
     check_places(options)
     with standard_output_kept_clean(), TerminalProgress() as progress:
-        record = method.run(load_model(options), spec, progress)
+        record = method.run(load_model(options, method.load), spec, progress)
         stored, failure = store(record, options)
         for path in filter(None, (options.html, options.png)) if failure is None else ():
             save_chart(record, path, stored)
@@ -48,17 +48,10 @@ def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
         tell(f"Record {record.id}: {stored}")
 
 
-def load_model(options: RunOptions) -> Model:
-    """The model the options name."""
-    import patchclamp
-
-    if options.device == "auto":
-        return patchclamp.load(
-            options.model, dtype=options.dtype, device_map="auto", trust_remote_code=options.trust_remote_code
-        )
-    return patchclamp.load(
-        options.model, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-    )
+def load_model(options: RunOptions, load: Loader = load_language_model) -> Any:
+    """The model the options name; which kind is `load`'s to say."""
+    place = {"device_map": "auto"} if options.device == "auto" else {"device": options.device}
+    return load(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **place)
 
 
 def store(record: Record, options: RunOptions) -> tuple[Path | None, RunError | None]:

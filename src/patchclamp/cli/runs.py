@@ -94,6 +94,7 @@ def replay(
     from patchclamp.cli import run
     from patchclamp.cli.build import RunOptions
     from patchclamp.evidence import store
+    from patchclamp.evidence.method import get_method
 
     with standard_output_kept_clean(), TerminalProgress() as progress:
         record = find(name)
@@ -106,7 +107,7 @@ def replay(
                 "trust_remote_code": trust_remote_code,
             }
         )
-        replayed = store.replay(record, run.load_model(options), progress)
+        replayed = store.replay(record, run.load_model(options, get_method(record.method).load), progress)
     if as_json:
         say_json(as_json_text(replayed))
         return

@@ -53,6 +53,7 @@ BUILT_IN = (
     "patchclamp.neurons.index",
     "patchclamp.neurons.examples",
     "patchclamp.neurons.explain",
+    "patchclamp.neurons.multimodal",
     "patchclamp.vectors.find",
     "patchclamp.vectors.select",
     "patchclamp.vectors.evaluate",
@@ -115,6 +116,15 @@ class Silent:
 
 
 Outcome = tuple[Result, Verdict | None]
+Loader = Callable[..., Any]
+"""What finds and reads a method's model: `(ref, *, dtype, device, device_map, trust_remote_code) -> model`."""
+
+
+def load_language_model(ref: str, **options: Any) -> Model:
+    """`patchclamp.forward.load`, imported when it is needed."""
+    from patchclamp.forward import load
+
+    return load(ref, **options)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,8 @@ class Method:
     spec: type[Spec]
     result: type[Result]
     function: Callable[[Model, Any, Progress], Outcome]
+    load: Loader = load_language_model
+    """Gets the kind of model the method asks: a causal language model, unless the decorator names another loader."""
 
     def __call__(self, model: Model, *, progress: Progress | None = None, **fields: Any) -> Record:
         """Ask the question of `model`; `fields` are those of `self.spec`. Raises SpecError on bad fields."""
@@ -159,12 +171,16 @@ class Method:
 _registry: dict[str, Method] = {}
 
 
-def method(name: str, *, spec: type[Spec], result: type[Result]) -> Callable[[Callable[..., Outcome]], Method]:
-    """Register the decorated function `(model, spec, progress) -> (result, verdict or None)` as `name`."""
+def method(
+    name: str, *, spec: type[Spec], result: type[Result], load: Loader = load_language_model
+) -> Callable[[Callable[..., Outcome]], Method]:
+    """Register the decorated function `(model, spec, progress) -> (result, verdict or None)` as `name`; `load` gets its
+    model where that is not a causal language model. The model needs what a record says of it: `ref`, `name`,
+    `revision`, `weights_hash`, `dtype` and `device`."""
 
     def register(function: Callable[..., Outcome]) -> Method:
         description = (function.__doc__ or "").strip()
-        made = Method(name, description.split("\n")[0], description, spec, result, function)
+        made = Method(name, description.split("\n")[0], description, spec, result, function, load)
         existing = _registry.get(name)
         if existing is not None and existing.function.__module__ != function.__module__:
             raise SpecError(f"two methods are called {name}: one in {existing.function.__module__}, "

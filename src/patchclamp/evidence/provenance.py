@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, data_folder
-from patchclamp.tasks.files import hash_of_file
+from patchclamp.tasks.files import hash_of_file, hash_of_folder
 
 if TYPE_CHECKING:
     from patchclamp.forward import Model
@@ -44,7 +44,8 @@ class Provenance(BaseModel):
     platform: str
     """Operating system and processor."""
     inputs: dict[str, str] = {}
-    """The data files that were read, with their sha256; those that come with patchclamp by name."""
+    """The data files that were read, with their sha256 (of a folder of pictures, that of its files' sums and names);
+    those that come with patchclamp by name."""
     threads: int = Field(ge=1)
     """Threads torch computed with: they change the order of sums, and so the last digits."""
     started: AwareDatetime
@@ -67,7 +68,7 @@ def provenance_of(model: Model, *, seed: int, duration: float, inputs: Iterable[
         seed=seed,
         versions={"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
         platform=platform.platform(),
-        inputs={_named(path): hash_of_file(path) for path in sorted(inputs)},
+        inputs={_named(path): (hash_of_folder if path.is_dir() else hash_of_file)(path) for path in sorted(inputs)},
         threads=torch.get_num_threads(),
         started=datetime.now(UTC) - timedelta(seconds=duration),
         duration=duration,

@@ -24,11 +24,13 @@ TIMEOUT_S = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 
 
-def find_on_hub(ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = "") -> tuple[Path, str]:
+def find_on_hub(
+    ref: str, revision: str | None, trust_remote_code: bool = False, hint: str = "", needs_tokenizer: bool = True
+) -> tuple[Path, str]:
     """The snapshot folder of a Hub id, downloaded unless the cache has it whole, and its commit.
 
-    `hint` is added to the error messages. Raises ModelError if there is no such id or revision, if it has no
-    safetensors, or if the Hub cannot be reached.
+    `hint` is added to the error messages; a model that reads no text needs no tokenizer. Raises ModelError if there is
+    no such id or revision, if it has no safetensors, or if the Hub cannot be reached.
     """
     try:
         validate_repo_id(ref)
@@ -37,13 +39,13 @@ def find_on_hub(ref: str, revision: str | None, trust_remote_code: bool = False,
             f"{ref!r} is neither an embedded model ({', '.join(EMBEDDED)}), nor a folder or .gguf file here, "
             f"nor a Hugging Face id such as 'EleutherAI/pythia-70m'.{hint}"
         ) from error
-    folder = cached_snapshot(ref, revision)
+    folder = cached_snapshot(ref, revision, needs_tokenizer)
     if folder is None:
         folder = _download(ref, revision, trust_remote_code, hint)
     return folder, folder.name
 
 
-def cached_snapshot(ref: str, revision: str | None) -> Path | None:
+def cached_snapshot(ref: str, revision: str | None, needs_tokenizer: bool = True) -> Path | None:
     """The id's folder in the local Hugging Face cache, if config, tokenizer and all weights are there."""
     try:
         # Only the config is asked for: a snapshot is "incomplete" to the hub client without the files we skip.
@@ -52,8 +54,8 @@ def cached_snapshot(ref: str, revision: str | None) -> Path | None:
         return None
     folder = Path(found)
     files = weight_files(folder)
-    whole = files and all(file.is_file() for file in (*files, folder / "config.json")) and has_tokenizer(folder)
-    return folder if whole else None
+    whole = files and all(file.is_file() for file in (*files, folder / "config.json"))
+    return folder if whole and (has_tokenizer(folder) or not needs_tokenizer) else None
 
 
 def _download(ref: str, revision: str | None, trust_remote_code: bool, hint: str) -> Path:

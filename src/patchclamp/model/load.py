@@ -52,7 +52,7 @@ def load_weights(
         attn_implementation=attn_implementation,
     )
     place = check_device(device, device_map)
-    source = _find(str(ref), revision, trust_remote_code, progress)
+    source = find(str(ref), revision, trust_remote_code, progress)
     files = [source.path] if source.is_file else weight_files(source.path)
     stamps = tuple(FileStamp.of(file) for file in files if file.is_file())
     hf: Any
@@ -116,7 +116,10 @@ class Source:
         return self.path.is_file()
 
 
-def _find(ref: str, revision: str | None, trust_remote_code: bool, progress: Progress | None) -> Source:
+def find(
+    ref: str, revision: str | None, trust_remote_code: bool, progress: Progress | None, needs_tokenizer: bool = True
+) -> Source:
+    """Where a ref's files are on this machine, fetched first if need be; ModelError if there is no such model."""
     if not ref:
         raise ModelError(
             f"The model's name is empty; give an embedded model ({', '.join(EMBEDDED)}), a folder, "
@@ -135,7 +138,7 @@ def _find(ref: str, revision: str | None, trust_remote_code: bool, progress: Pro
         raise ModelError(f"There is no folder or file {ref}.{hint}")
     if near and "/" not in ref:
         raise ModelError(f"There is no embedded model or folder {ref!r}.{hint}")
-    folder, commit = find_on_hub(ref, revision, trust_remote_code, hint)
+    folder, commit = find_on_hub(ref, revision, trust_remote_code, hint, needs_tokenizer)
     return Source(folder, ref, commit)
 
 

@@ -1,6 +1,7 @@
 """What loading returns: the untouched Hugging Face model, its tokenizer, and where the weights came from."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,18 +39,26 @@ class Loaded:
         path, size and modification time. Raises RunError if a file changed on disk since it was loaded.
         Without files, the model was made in memory: the sha256 of its state dict, names and bytes.
         """
-        if not self.weights:
-            return self.hash_in_memory()
-        stamps = sorted(self.weights, key=lambda stamp: stamp.path.name)
-        sums = [(stamp.sha256(), stamp.path.name) for stamp in stamps]
-        if len(sums) == 1:
-            return sums[0][0]
-        return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in sums).encode()).hexdigest()
+        return hash_of_files(self.weights) if self.weights else self.hash_in_memory()
 
     def hash_in_memory(self) -> str:
         """The sha256 of the state dict as it is now: names, types, shapes and bytes."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.hf.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return hash_of_tensors(self.hf)
+
+
+def hash_of_files(weights: Sequence[FileStamp]) -> str:
+    """The sha256 of one weight file, or of the sorted sums and names of several."""
+    stamps = sorted(weights, key=lambda stamp: stamp.path.name)
+    sums = [(stamp.sha256(), stamp.path.name) for stamp in stamps]
+    if len(sums) == 1:
+        return sums[0][0]
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in sums).encode()).hexdigest()
+
+
+def hash_of_tensors(module: torch.nn.Module) -> str:
+    """The sha256 of a module's state dict as it is now: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -182,6 +182,15 @@ def _instead_of_weights(folder: Path) -> str:
 
 def check_config(folder: Path, trust_remote_code: bool) -> None:
     """Raise unless the folder has the config of a causal language model that transformers can build."""
+    config = read_config(folder, trust_remote_code)
+    fault = _not_causal(config) if config is not None else None
+    if fault:
+        raise UnsupportedModel(f"{folder} is not a causal language model: {fault}.")
+
+
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
+    """The config of a model that transformers can build; None if only the model's own code, which is trusted, can.
+    Raises ModelError if there is none, UnsupportedModel if transformers has no such class."""
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} {_instead_of_config(folder)}")
@@ -191,7 +200,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(f"{path} holds a {type(raw).__name__} where an object is expected.")
     kind, own_code = raw.get("model_type"), raw.get("auto_map") or {}
     if own_code and trust_remote_code:
-        return
+        return None
     if kind not in CONFIG_MAPPING_NAMES:
         if own_code:
             raise ModelError(
@@ -203,10 +212,7 @@ def check_config(folder: Path, trust_remote_code: bool) -> None:
             "a newer transformers may."
         )
     with quiet(), explained(f"Cannot read {path}"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    fault = _not_causal(config)
-    if fault:
-        raise UnsupportedModel(f"{folder} is not a causal language model: {fault}.")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _not_causal(config: Any) -> str | None:

@@ -49,7 +49,8 @@ class AblateSpec(ChoicesSpec):
     """Choice files of other behaviours, on which the same groups are tried as well. Rows that where leaves out are
     always among these."""
     answers: int = Field(0, ge=0, le=500)
-    """Also let the model write on for so many tokens after the first prompts, with and without the whole group."""
+    """Also let the model write on for so many tokens after the first prompts, with and without the whole group
+    (resampled only at one named position: other prompts have no values for tokens that are still to be written)."""
     controls: int = Field(20, ge=2)
     """How many random groups of the same layers stand beside each group; fewer where a layer has fewer, and no verdict
     for or against where it has none."""
@@ -177,7 +178,8 @@ def _written(model: Model, spec: AblateSpec, ways: Sequence[Removal]) -> list[Wr
     prompts = [choice.prompt for choice in ways[0].choices[:ANSWERS_SHOWN]]
     base = model.generate(prompts, max_new_tokens=spec.answers)
     out = []
-    for way in ways:
+    single = all(site.positions.single for site in spec.sites)
+    for way in [way for way in ways if way.how != "resample" or single]:
         edited = model.generate(prompts, way.edits(spec.sites)[:ANSWERS_SHOWN], spec.answers)
         out += [Written(prompt=model.decode(prompt), by=way.how, base=plain.text, edited=other.text)
                 for prompt, plain, other in zip(prompts, base, edited, strict=True)]

@@ -60,7 +60,15 @@ def hash_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _note(path: Path) -> None:
+def hash_of_folder(folder: Path) -> str:
+    """The sha256 of the lines `<sha256>  <path in it>` of a folder's files, sorted by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = (f"{hash_of_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def note(path: Path) -> None:
+    """Have a file that is read, or a folder whose files are, stand in the record's provenance."""
     opened = _opened.get()
     if opened is not None:
         opened.add(path)
@@ -115,7 +123,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     A line ends at a newline and nowhere else: text may hold the other separators of Unicode.
     """
-    _note(path)
+    note(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -245,7 +253,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
-    _note(path)
+    note(path)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             number = 0

@@ -241,6 +241,19 @@ class TextRow(Row):
     """The document."""
 
 
+class ImageRow(Row):
+    """A picture, the thing it shows, and how it shows it."""
+
+    kind: ClassVar[str] = "image"
+
+    image: Text
+    """The picture's file; relative names are looked up beside the file of rows."""
+    concept: Text
+    """What it shows: `three`."""
+    form: Text
+    """How: `photo`, `drawing`, `text`, or any other word of yours."""
+
+
 def _tidy(value: Any) -> Any:
     """Undo two defects that published relation files have: stray spaces at the ends, and characters escaped
     twice (a literal `\\u00ed` where í is meant). Both would silently change the tokens."""

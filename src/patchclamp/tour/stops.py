@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from patchclamp.evidence.method import Progress
     from patchclamp.forward import Model
 
-GEMMA, SMOLLM2 = "gemma-3-270m", "smollm2-135m-instruct"
+GEMMA, SMOLLM2, DIGITS = "gemma-3-270m", "smollm2-135m-instruct", "digits-vision"
 
 Fields = Mapping[str, Any]
 
@@ -26,10 +26,13 @@ class Stop:
     question: str
     """What the reader should ask before looking at the chart."""
     model: str
+    """An embedded model, or the folder beside the report that `prepare` makes."""
     method: str
     fields: Fields | Callable[[Model, Progress, Path], Fields]
     """The method's fields, or a function of the model and the report's folder that finds them out on data the report
     does not use."""
+    prepare: Callable[[Path, Progress], None] | None = None
+    """Makes the stop's own model in the report's folder, where no embedded one can be asked."""
 
 
 def plural_neurons(model: Model, progress: Progress, folder: Path) -> Fields:
@@ -68,6 +71,13 @@ PROVING = {"limit": 20, "max_new_tokens": 32}
 LEARNING = {"limit": 20, "prompts": 20}
 
 
+def digits_model(folder: Path, progress: Progress) -> None:
+    """A small vision model that names digits, and pictures that it has not seen."""
+    from patchclamp.tour.sight import make_digits_model
+
+    make_digits_model(folder, progress)
+
+
 def in_folder(name: str, field: str, **more: Any) -> Callable[[Model, Progress, Path], Fields]:
     """Fields of which one is a file beside the report."""
     return lambda model, progress, folder: {field: str(folder / name), **more}
@@ -89,6 +99,15 @@ STOPS: tuple[Stop, ...] = (
         "are set to zero, one more at a time, beside as many random neurons of the same blocks. How far does the "
         "probability move, and how often does the first choice change?",
         SMOLLM2, "neurons.ablate", plural_neurons,
+    ),
+    Stop(
+        "A unit for one thing in photos, drawings and words",
+        "A small vision model was trained, just now, to call a lit object, an outline and a written word by one name. "
+        "Is there a single unit that answers to a seven in all three forms and to no other digit? It is chosen on one "
+        "half of pictures the model has never seen and judged on the other, beside the same search for what is no one "
+        "thing: photos of a two, drawings of a nine, the word 'four'. Made to be so, it shows what Goh et al. (2021) "
+        "found in CLIP for people's faces and names; `patchclamp neurons images` asks any CLIP the same.",
+        DIGITS, "neurons.images", in_folder("digits", "images", concept="seven"), digits_model,
     ),
     Stop(
         "Refusal is a direction",

@@ -10,13 +10,12 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress, get_method
 from patchclamp.evidence.page import Section, report
 from patchclamp.evidence.record import Record, write_whole
-from patchclamp.forward import load
 from patchclamp.tour.stops import STOPS, Stop
 
 TITLE = "What happens inside a language model while it answers?"
 INTRODUCTION = (
-    "Each section asks one question of a real language model on this machine, compares what it finds with a control "
-    "and says what follows. A claim may fail on models as small as these; the verdict then says so. Every number can "
+    "Each section asks one question of a model on this machine, compares what it finds with a control and says "
+    "what follows. A claim may fail on models as small as these; the verdict then says so. Every number can "
     "be had again: the records lie beside this page."
 )
 
@@ -36,7 +35,7 @@ def take(
     """
     if wrong := [number for number in only if not 1 <= number <= len(stops)]:
         raise SpecError(f"the tour has stops 1 to {len(stops)}, and no {wrong[0]}")
-    model_of = cache(load)
+    model_of = cache(lambda load, ref: load(ref))
     sections = []
     for number, stop in enumerate(stops, 1):
         path = out / "records" / f"{number:02}-{stop.method}.json"
@@ -45,7 +44,11 @@ def take(
                 sections.append(Section(stop.heading, stop.question, Record.from_json(path.read_bytes())))
             continue
         say(f"{number} of {len(stops)}: {stop.heading} ({stop.model})")
-        model, method = model_of(stop.model), get_method(stop.method)
+        method, ref = get_method(stop.method), stop.model
+        if stop.prepare is not None:
+            stop.prepare(out, progress)
+            ref = str(out / stop.model)
+        model = model_of(method.load, ref)
         fields = stop.fields(model, progress, out) if callable(stop.fields) else stop.fields
         record = method(model, progress=progress, **fields)
         record.save(path)
