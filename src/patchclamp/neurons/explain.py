@@ -42,6 +42,8 @@ CLEAN = 0.7
 A_TENTH = 2
 KEPT = 40
 """Top windows that are looked at, and as many random ones; of the neurons beside it half of them."""
+ASKED_ABOUT = 3
+"""Other neurons that a language model explains too."""
 MEMORY_PLACES, MEMORY_CONTROLS = 8, 10
 
 
@@ -76,8 +78,11 @@ class ExplainSpec(Spec):
     """Instead of an endpoint: a Hugging Face model, id or folder, or an embedded one, to explain and simulate."""
     shown: int = Field(10, ge=3, le=50)
     """Windows the explanation is made from; the rule sees more."""
+    scored: int = Field(20, ge=3)
+    """At most so many windows of each kind on which a language model is tried; the rule is tried on all."""
     others: int = Field(10, ge=2, le=100)
-    """Neurons of the same layer whose explanations are tried on this one's windows."""
+    """Neurons of the same layer whose explanations are tried on this one's windows; of a language model's the first
+    three."""
 
     @model_validator(mode="after")
     def _one_model(self) -> "ExplainSpec":
@@ -175,13 +180,14 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     materials = [own, *(other for one in units[1:] if (other := _material(model, spec, layer, one, found, progress)))]
     ways: list[list[Explanation]] = [[_rule(one) for one in materials]]
     if asked is not None:
-        shown = [one.firing[: spec.shown] for one in materials]
+        shown = [one.firing[: spec.shown] for one in materials[: 1 + ASKED_ABOUT]]
         by_model = explained_by(asked, shown, own.threshold, progress)
         if not by_model[0].text:
             raise ModelError(f"{asked.name} gave no explanation: its reply holds no words; take a model that follows "
                              "instructions")
         ways.append([one for one in by_model if one.text])
-    tried = [[answers(one, trials) for one in way] for way in ways]
+    cut = [trials, trials.cut(spec.scored)]
+    tried = [[answers(one, some) for one in way] for way, some in zip(ways, cut, strict=False)]
     explanations = [_explained(way, some, asked, spec.seed) for way, some in zip(ways, tried, strict=True)]
     places = [(found.windows([w.window])[0][: w.position + 1], w.position) for w in trials.active[:MEMORY_PLACES]]
     controls = units[1 : 1 + MEMORY_CONTROLS]

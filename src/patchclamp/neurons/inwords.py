@@ -16,8 +16,8 @@ from patchclamp.evidence.rater import read_yes
 from patchclamp.neurons.found import Window
 
 SCALE = 10
-SHORT, LINE, LONG = 16, 120, 800
-"""Most tokens of a reply: a word, a line, a table of numbers."""
+SHORT, LINE, A_NUMBER = 16, 120, 10
+"""Most tokens of a reply: a word, a line, each number of a table."""
 OPEN, CLOSE = "«", "»"
 
 EXPLAIN = """\
@@ -66,7 +66,8 @@ class InWords:
                 f"{i}: {token.strip() or 'blank'}" for i, token in enumerate(window.tokens, 1)))
             for window in windows
         ]
-        replies = self.asked.ask_all(questions, LONG, self.progress, "simulating")
+        longest = A_NUMBER * max((len(window.tokens) for window in windows), default=1)
+        replies = self.asked.ask_all(questions, longest, self.progress, "simulating")
         return [read_numbers(reply, len(window.tokens)) for reply, window in zip(replies, windows, strict=True)]
 
     def fires(self, windows: Sequence[Window]) -> list[bool | None]:

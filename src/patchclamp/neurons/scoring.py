@@ -65,6 +65,15 @@ class Trial:
     wrong: list[list[int]]
     """As many other tokens of it."""
 
+    def cut(self, n: int) -> "Trial":
+        """At most `n` windows of each kind, from the whole range."""
+        chosen = [i * len(self.active) // n for i in range(n)] if n < len(self.active) else range(len(self.active))
+        spread = [i * len(self.any) // n for i in range(n)] if n < len(self.any) else range(len(self.any))
+        return Trial(
+            self.threshold, [self.active[i] for i in chosen], [self.inactive[i] for i in chosen],
+            [self.any[i] for i in spread], [self.right[i] for i in chosen], [self.wrong[i] for i in chosen],
+        )
+
 
 def trial(
     active: Sequence[Window], spread: Sequence[Window], random: Sequence[Window], threshold: float, seed: int
