@@ -9,14 +9,31 @@ from patchclamp.errors import InputError
 from patchclamp.evidence.method import Silent, get_method
 from patchclamp.tasks import ChoiceRow, read_rows
 from patchclamp.tour import STOPS, take
-from patchclamp.tour.stops import PLURAL_NEURONS, plural_neurons
+from patchclamp.tour.documentation import write_documentation
+from patchclamp.tour.stops import plural_neurons
 
-MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose")
+MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.explain")
 QUICK = [stop for stop in STOPS if stop.method not in MINUTES]
 """The others ask the same methods as other tests do, of as many prompts as there are."""
 
 
-@pytest.mark.parametrize("stop", [s for s in STOPS if s.fields is not plural_neurons], ids=lambda s: s.heading)
+CHOSEN = ("neurons.ablate", "neurons.dose", "neurons.examples", "neurons.explain")
+"""Methods whose stops find out by themselves which neurons to ask about."""
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("stop", [s for s in STOPS if s.method in CHOSEN], ids=lambda s: s.heading)
+def test_every_stop_that_finds_its_neurons_is_a_valid_question(stop, smollm2, tmp_path):
+    fields = stop.fields(smollm2, Silent(), tmp_path)
+    get_method(stop.method).make_spec(**fields)
+
+
+def test_the_documentation_is_prose_enough_to_look_for_neurons_in(tmp_path):
+    text = write_documentation(tmp_path).read_text()
+    assert len(text) > 200_000 and "::=" not in text.partition("Assert statements")[2]
+
+
+@pytest.mark.parametrize("stop", [s for s in STOPS if s.method not in CHOSEN], ids=lambda s: s.heading)
 def test_every_stop_is_a_valid_question(stop, tmp_path):
     (tmp_path / "refusal.safetensors").touch()
     fields = stop.fields(None, Silent(), tmp_path) if callable(stop.fields) else stop.fields
@@ -37,8 +54,8 @@ def test_the_chosen_neurons_are_the_ones_whose_removal_hurts_most(smollm2, tmp_p
     """Attribution is a first-order estimate; removal itself is the oracle."""
     from patchclamp.forward import Edit, Readout, Site
 
-    best = plural_neurons(smollm2, Silent(), tmp_path)["sites"]
-    assert len(set(best)) == PLURAL_NEURONS
+    best = [f"{name}@last" for name in plural_neurons(smollm2, Silent(), 8)]
+    assert len(set(best)) == 8
     site = Site.parse(best[0])
     rows = read_rows("example:agreement-validation", ChoiceRow)
 
@@ -77,9 +94,8 @@ def test_a_stop_that_is_not_there(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_stop_may_bring_its_own_model(tmp_path, capsys):
-    """The stop after the first makes a vision model and its pictures beside the report; no embedded model is needed."""
+    """One stop makes a vision model and its pictures beside the report; no embedded model is needed."""
     number = 1 + next(i for i, stop in enumerate(STOPS) if stop.prepare)
-    assert number == 2
     assert execute(["tour", "--out", str(tmp_path), "--only", str(number)]) == 0
 
     record = json.loads((tmp_path / "records" / f"{number:02}-neurons.images.json").read_text())

@@ -168,9 +168,9 @@ class Material(NamedTuple):
 def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     """Explain a neuron in words, and score the explanation on text it was not made from.
 
-    The verdict is on the language model's explanation if one is asked, else on the n-gram rule: does it tell active
-    from inactive passages and words more often than explanations of other neurons do, and in at least .7 of the cases?
-    If not there is no clean explanation (polysemantic).
+    The verdict is on the better of the two explanations, of n-grams and of a language model if one is asked: does it
+    tell active from inactive passages and words more often than explanations of other neurons do, and in at least .7 of
+    the cases? If not there is no clean explanation (polysemantic).
     """
     layer, unit = check_neuron(model, spec.site)
     asked = _asked(spec)
@@ -189,6 +189,9 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     cut = [trials, trials.cut(spec.scored)]
     tried = [[answers(one, some) for one in way] for way, some in zip(ways, cut, strict=False)]
     explanations = [_explained(way, some, asked, spec.seed) for way, some in zip(ways, tried, strict=True)]
+    if (silent := explanations[-1].score.unanswered) > 0.5:
+        raise ModelError(f"{explanations[-1].by} left {silent:.0%} of the questions without a usable answer; take a "
+                         "model that follows instructions")
     places = [(found.windows([w.window])[0][: w.position + 1], w.position) for w in trials.active[:MEMORY_PLACES]]
     controls = units[1 : 1 + MEMORY_CONTROLS]
     result = ExplainResult(
@@ -196,7 +199,8 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
         memory=memory(model, spec.site, places, controls, progress), shown=own.firing[: spec.shown],
         heldout=len(trials.active), source=found.where,
     )
-    return result, _verdict(spec, explanations[-1], tried[-1])
+    best = max(range(len(ways)), key=lambda i: explanations[i].accuracy.mean)
+    return result, _verdict(spec, explanations[best], tried[best])
 
 
 def _asked(spec: ExplainSpec) -> Asked | None:
@@ -272,9 +276,6 @@ def _interval(one: Answers, seed: int) -> Interval:
 
 
 def _verdict(spec: ExplainSpec, best: Explained, tried: Sequence[Answers]) -> Verdict:
-    if best.score.unanswered > 0.5:
-        raise ModelError(f"{best.by} left {best.score.unanswered:.0%} of the questions without a usable answer; take a "
-                         "model that follows instructions")
     verdict = judge(
         tried[0].correct, np.array([float(one.correct.mean()) for one in tried[1:] if len(one.correct)]),
         direction="greater", against="distribution", share=True, seed=spec.seed,

@@ -35,37 +35,58 @@ class Stop:
     """Makes the stop's own model in the report's folder, where no embedded one can be asked."""
 
 
-def plural_neurons(model: Model, progress: Progress, folder: Path) -> Fields:
-    """The neurons that decide most between `books` and `book` on the validation sentences.
+def plural_neurons(model: Model, progress: Progress, n: int) -> list[str]:
+    """The neurons that decide most, by estimate, between `books` and `book` on the validation sentences."""
+    from patchclamp.neurons.attribute import estimate
+    from patchclamp.neurons.choices import read_choices
 
-    Ranked by attribution, activation times gradient of the logit difference at the last token: the first-order
-    effect of setting a neuron to zero (attribution patching, Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
-    """
-    import torch
+    choices = read_choices(model, "example:agreement-validation").kept
+    effects = estimate(model, choices, range(model.n_layers), "last", "zero", (), progress)
+    lowest = (-effects).flatten().topk(n).indices.tolist()
+    return ["neuron.{}.{}".format(*divmod(index, effects.shape[1])) for index in lowest]
 
-    from patchclamp.forward import Readout
-    from patchclamp.model.tokens import first_difference
+
+def on_plurals(n: int, **more: Any) -> Callable[[Model, Progress, Path], Fields]:
+    """Fields that ask about those neurons at the last token, on other sentences."""
+    return lambda model, progress, folder: {
+        "sites": [f"{name}@last" for name in plural_neurons(model, progress, n)], **PLURALS, **more}
+
+
+def number_labels(model: Model, progress: Progress, folder: Path) -> Fields:
+    """Beginnings of sentences, labelled by the number of the noun to come."""
+    import json
+
     from patchclamp.tasks.read import read_rows
     from patchclamp.tasks.rows import ChoiceRow
 
-    sites = [f"neuron.{layer}@last" for layer in range(model.n_layers)]
-    total = torch.zeros(model.n_layers, model.n_neurons(0))
-    rows = read_rows("example:agreement-validation", ChoiceRow)
-    for row in progress.track(rows, "looking for neurons", len(rows)):
-        scored = first_difference(model.tokenizer, row.prompt, row.answer, row.distractor)
-        if scored is None:
-            continue
-        prompt, answer, distractor = scored
-        slopes = model.gradients([prompt], Readout.logit_difference(answer, distractor), sites)
-        values = model.capture([prompt], sites)
-        total += torch.stack([slopes[site][0] * values[site][0] for site in sites])
-    best = total.flatten().topk(PLURAL_NEURONS).indices.tolist()
-    places = [divmod(index, total.shape[1]) for index in best]
-    return {"sites": [f"neuron.{layer}.{unit}@last" for layer, unit in places], "prompts": "example:agreement",
-            "ranked": True}
+    rows = [row for name in ("agreement-validation", "agreement") for row in read_rows(f"example:{name}", ChoiceRow)]
+    path = folder / "number.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = {json.dumps({"text": row.prompt, "label": getattr(row, "number")}) for row in rows}  # noqa: B009
+    path.write_text("".join(f"{line}\n" for line in sorted(lines)))
+    return {"source": str(path), "label": "plural"}
 
 
-PLURAL_NEURONS = 8
+def in_the_documentation(which: int, name: str, **more: Any) -> Callable[[Model, Progress, Path], Fields]:
+    """Fields that look at a neuron in text that every Python brings with it: the neuron that decides most on plurals,
+    or (`which` above 0) a random neuron of its block."""
+    def fields(model: Model, progress: Progress, folder: Path) -> Fields:
+        from patchclamp.evidence.controls import random_units
+        from patchclamp.forward import Site
+        from patchclamp.tour.documentation import write_documentation
+
+        site = Site.parse(plural_neurons(model, progress, 1)[0])
+        if which:
+            ((unit,),) = random_units([(site.layer or 0, site.unit or 0)], model.n_neurons, 1, which)
+            site = Site("neuron", *unit)
+        value: Any = [str(site)] if name == "sites" else str(site)
+        return {name: value, "corpus": str(write_documentation(folder)), "tokens": 20_000, "length": 64, **more}
+
+    return fields
+
+
+PLURALS = {"prompts": "example:agreement", "where": ("number=plural",)}
+SAID_BY = {"local": SMOLLM2, "scored": 5, "shown": 5, "others": 5}
 PROVING = {"limit": 20, "max_new_tokens": 32}
 """Sizes with which a vector is proved in some minutes."""
 LEARNING = {"limit": 20, "prompts": 20}
@@ -94,11 +115,63 @@ def task_stop(heading: str, name: str) -> Stop:
 
 STOPS: tuple[Stop, ...] = (
     Stop(
-        "Removing neurons, beside random ones",
-        "Which neurons decide between 'these books' and 'this book'? The eight that matter most on other sentences "
-        "are set to zero, one more at a time, beside as many random neurons of the same blocks. How far does the "
-        "probability move, and how often does the first choice change?",
-        SMOLLM2, "neurons.ablate", plural_neurons,
+        "Active when a plural is due",
+        "First step: is there a neuron that is active where the behaviour occurs? 'She looked at these' calls for a "
+        "plural, 'She looked at this' does not. How many of 46,080 neurons tell the two apart, how many would seem to "
+        "with shuffled labels, and do they on sentences they were not found with?",
+        SMOLLM2, "neurons.find", number_labels,
+    ),
+    Stop(
+        "Without them: zero, mean, another sentence's value",
+        "Second step: the eight neurons that matter most on other sentences are taken away, one more at a time, beside "
+        "as many random neurons of the same blocks. Zero is itself an intervention, so their mean and their value in "
+        "another sentence stand beside it. How far does the probability move, how often does the first choice change, "
+        "and what happens to the singular?",
+        SMOLLM2, "neurons.ablate", on_plurals(8, ranked=True),
+    ),
+    Stop(
+        "More of it, more plural",
+        "Third step: the strongest of them is turned up and down. Does the degree of the neuron set the degree of the "
+        "behaviour, and where does that end?",
+        SMOLLM2, "neurons.dose", on_plurals(1),
+    ),
+    Stop(
+        "One thing, many neurons",
+        "All neurons of all blocks at once: their effect is estimated by one backward pass, the most promising are "
+        "ablated one by one on half of the sentences and together on the other half. How many does it take until "
+        "plurals come out wrong, and do singulars suffer?",
+        SMOLLM2, "neurons.attribute", {**PLURALS, "shortlist": 100},
+    ),
+    Stop(
+        "The same in the other model",
+        "Another architecture, another training: does Gemma keep its plurals in as few neurons?",
+        GEMMA, "neurons.attribute", {**PLURALS, "shortlist": 100},
+    ),
+    Stop(
+        "Who makes it good?",
+        "A neuron that writes the answer is gone: do later blocks make up for it? What its ablation would do if "
+        "nothing after it changed, against what it does; and the smallest groups of neurons without which the plural "
+        "goes, and that suffice for it.",
+        SMOLLM2, "neurons.repair", {**PLURALS, "by": "direct"},
+    ),
+    Stop(
+        "Where is it active?",
+        "The strongest plural neuron again, in text about something else: Python's own documentation. Where is it most "
+        "active, where least, and what lies between?",
+        SMOLLM2, "neurons.examples", in_the_documentation(0, "sites"),
+    ),
+    Stop(
+        "In words",
+        "Can it be said in words what this neuron is active on, so that somebody else could predict it in new text? "
+        "Explained by the phrases it fires at and by a language model (a small one: SmolLM2 itself), scored on text "
+        "the explanation was not made from, beside explanations of other neurons. Below: what its output weights "
+        "write, and what is seen when it is gone.",
+        SMOLLM2, "neurons.explain", in_the_documentation(0, "site", **SAID_BY),
+    ),
+    Stop(
+        "Most neurons are not like that",
+        "The same for a neuron of the same block drawn at random. Is there anything to say about it?",
+        SMOLLM2, "neurons.explain", in_the_documentation(1, "site", **SAID_BY),
     ),
     Stop(
         "A unit for one thing in photos, drawings and words",
