@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from patchclamp.tasks.neutral import neutral_texts
@@ -15,10 +17,9 @@ def write_documentation(folder: Path) -> Path:
     """The paragraphs of prose in the documentation, as a corpus in the folder; the neutral corpus stands before them,
     and alone where Python was installed without its documentation."""
     texts = list(neutral_texts())
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        topics = {}
+    topics: dict[str, str] = {}
+    with suppress(ImportError):
+        topics = import_module("pydoc_data.topics").topics
     for name in sorted(topics):
         for paragraph in re.split(r"\n\s*\n", topics[name]):
             line = " ".join(paragraph.split())
