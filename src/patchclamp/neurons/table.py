@@ -106,7 +106,7 @@ def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> A
     columns: dict[str, Any] = {
         "layer": pa.array(np.full(n, layer), pa.int32()), "unit": pa.array(units, pa.int32()),
         "tokens": pa.array(np.full(n, count), pa.int64()), "mean": mean_F.numpy(), "sd": sd_F.numpy(),
-        "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F / count).numpy(),
+        "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F.double() / count).numpy(),
         "histogram": _lists(sketch.histogram_FB), "quantiles": _lists(_quantiles(sketch.sample_PF)),
     }
     for name, keys_FK, sign in (("top", sketch.top_FK, 1), ("bottom", sketch.bottom_FK, -1)):
