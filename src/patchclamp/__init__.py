@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from patchclamp.lenses.stages import stages
     from patchclamp.lenses.tuned import train_tuned_lens, tuned_lens
     from patchclamp.neurons.ablate import ablate
+    from patchclamp.neurons.examples import examples
+    from patchclamp.neurons.index import index
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -65,8 +67,10 @@ _HOME = {
     "bake_vector": "vectors.bake",
     "compose_vectors": "vectors.compose",
     "evaluate_vector": "vectors.evaluate",
+    "examples": "neurons.examples",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
+    "index": "neurons.index",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
@@ -119,8 +123,10 @@ __all__ = [
     "bake_vector",
     "compose_vectors",
     "evaluate_vector",
+    "examples",
     "find_vector",
     "get_method",
+    "index",
     "jacobian",
     "judge",
     "knockout",

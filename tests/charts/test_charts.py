@@ -27,7 +27,8 @@ def records(tmp_path_factory):
 
 
 DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.stages", "lens.selfreport",
-                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "vectors.find",
+                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "neurons.index", "neurons.examples",
+                   "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
                    "vectors.task", "vectors.compose", "vectors.show"}
 """They need words, facts or a corpus in a real tokenizer's tokens; their own tests draw them."""

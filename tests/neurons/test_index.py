@@ -97,6 +97,13 @@ def test_the_result_says_what_was_indexed(made):
     assert [one.layer for one in record.result.layers] == [0, 1, 2]
 
 
+def test_it_is_drawn_and_comes_back_from_json(made, tmp_path):
+    record, _ = made
+    assert record.save(tmp_path / "chart.svg").read_text().startswith("<svg")
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+    assert len(record.table()) == 3
+
+
 def test_layers_can_be_chosen_and_the_pass_ends_with_the_last(corpus, tmp_path, made):
     index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "one"), layers=[1], **QUICK)
     assert table(tmp_path / "one").equals(table(made[1].folder).slice(48, 48).replace_schema_metadata(

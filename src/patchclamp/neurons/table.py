@@ -116,6 +116,13 @@ def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> A
     return pa.table(columns)
 
 
+def units_in(table: Any, rows: Sequence[int]) -> list[Unit]:
+    """Some rows of a pyarrow table that `table_of` made."""
+    import pyarrow as pa
+
+    return [Unit.of(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
+
+
 def _peaks(name: str, values: Tensor, places: Tensor, is_there: Tensor, length: int) -> dict[str, Any]:
     parts = (values + 0.0, (places // length).int(), (places % length).int())
     return {f"{name}_{key}": _lists(part, is_there)
@@ -247,7 +254,7 @@ class Index:
             raise SiteError(f"the index in {self.folder} has no layer {layer}; it has "
                             f"{', '.join(map(str, self.manifest.layers))}")
         table = self._file.read_row_group(self.manifest.layers.index(layer))
-        return [Unit.of(row) for row in table.take(list(units)).to_pylist()]
+        return units_in(table, units)
 
     def layer(self, layer: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns of numbers of all neurons of a layer."""
