@@ -7,8 +7,8 @@
 `time` makes a real index, planning, shards' files and merging included. Before or after every batch, in turns, the same
 windows go through the model's base in plain Hugging Face (no unembedding, no gradients); that time is taken off the
 index's. Both are given in seconds and in seconds of processor time, which other processes on the machine disturb less
-(with one thread; two that wait for each other burn time). `check` runs all windows once more in plain Hugging Face, with hooks on the down projections that keep
-everything of the sampled neurons, and compares with what the index says.
+(with one thread; two that wait for each other burn time). `check` runs all windows once more in plain Hugging Face,
+with hooks on the down projections that keep everything of the sampled neurons, and compares with what the index says.
 """
 
 from __future__ import annotations
