@@ -186,7 +186,7 @@ def test_random_windows_are_drawn_from_all_places_and_carry_the_activation_there
     ({"sites": ["neuron.1"]}, SiteError, "single neurons"),
     ({"sites": ["neuron.1.7@last"]}, SiteError, "all positions"),
     ({"sites": ["head.1.0"]}, SiteError, "single neurons"),
-    ({"sites": ["neuron.1.7", "neuron.1.7"]}, SpecError, "twice"),
+    ({"sites": ["neuron.1.7", "neuron.1.7"]}, SpecError, r"neuron\.1\.7 is named twice"),
     ({"sites": ["neuron.1.7"], "index": "nowhere"}, FileError, "no folder"),
     ({"sites": ["neuron.1.7"], "corpus": "nowhere.txt"}, FileError, "nowhere"),
     ({"sites": ["neuron.1.7"], "corpus": "example:neutral", "index": "x"}, SpecError, "both"),

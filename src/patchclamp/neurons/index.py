@@ -52,7 +52,7 @@ class IndexSpec(Spec):
     shard: int | None = Field(None, ge=1)
     """Windows in a shard, which a process that is killed loses; 256 if not given, more where that makes over 64."""
     workers: int = Field(1, ge=1)
-    """Processes, each with the model in memory."""
+    """Processes, each with the model in memory; 1 works in the one that was called."""
     ray: bool = False
     """Give the shards to Ray workers; `save` must be a folder that all nodes see."""
 
