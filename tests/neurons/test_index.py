@@ -303,3 +303,13 @@ def test_an_index_of_smollm2_is_brute_force_on_a_sample(smollm2, tmp_path):
     assert [peak.window for peak in got.top] == order.tolist()
     assert [peak.position for peak in got.top] == (values_WT[order].argmax(1) + 1).tolist()
     assert [peak.value for peak in got.top] == pytest.approx(values_WT.amax(1)[order].tolist(), rel=1e-3)
+
+
+def test_without_places_there_are_extremes_and_no_quantiles(corpus, tmp_path):
+    index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "i"), **{**QUICK, "places": 0})
+    (unit,) = Index(tmp_path / "i").units(1, [7])
+    assert len(unit.top) == TOP
+    assert unit.tenths == []
+    assert all(value != value for value in unit.quantiles)
+    shown = pc.examples(tiny_model("llama"), sites=["neuron.1.7"], index=str(tmp_path / "i")).result.neurons[0]
+    assert shown.quantiles == {} and shown.tenths == []
