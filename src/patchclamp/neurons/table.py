@@ -34,8 +34,8 @@ from patchclamp.neurons.windows import (
     lock_path,
     read_manifest,
     read_sketch,
+    remove_if_empty,
     shard_path,
-    unused,
     window_ids,
 )
 
@@ -187,7 +187,7 @@ def merge_shards(manifest: Manifest, folder: Path) -> None:
             _write_tables(_tables(manifest, folder), folder / INDEX, manifest.identity)
     for shard in range(manifest.shards):
         shard_path(folder, shard).unlink(missing_ok=True)
-    unused(folder / "shards")
+    remove_if_empty(folder / "shards")
 
 
 def _tables(manifest: Manifest, folder: Path) -> Iterator[Any]:

@@ -206,7 +206,7 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}.safetensors"
 
 
-def unused(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Remove a folder if nothing is left in it."""
     with suppress(OSError):
         folder.rmdir()
