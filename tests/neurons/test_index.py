@@ -20,7 +20,7 @@ from patchclamp.forward.pack import pack
 from patchclamp.neurons.index import index
 from patchclamp.neurons.sketch import EDGES
 from patchclamp.neurons.table import A_TENTH, QUANTILES, Index
-from patchclamp.neurons.windows import INDEX, MANIFEST
+from patchclamp.neurons.windows import INDEX, MANIFEST, shard_size
 
 LENGTH, TOP = 16, 5
 QUICK = {"length": LENGTH, "top": TOP, "places": 300, "batch": 8, "shard": 40}
@@ -184,6 +184,11 @@ def test_a_worker_that_cannot_load_the_model_says_so(corpus, tmp_path):
     """The tiny model was made in memory; no other process can load it."""
     with pytest.raises(InputError, match=r"a worker stopped.*tiny:llama"):
         index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "i"), workers=2, **QUICK)
+
+
+def test_shards_are_of_a_size_that_fits_the_corpus():
+    sizes = {windows: shard_size(windows, 32) for windows in (1, 94, 1000, 1563, 10**6)}
+    assert sizes == {1: 32, 94: 32, 1000: 125, 1563: 196, 10**6: 15_625}
 
 
 # Bad input
