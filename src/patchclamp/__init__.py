@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from patchclamp.neurons.ablate import ablate
     from patchclamp.neurons.attribute import attribute_neurons
     from patchclamp.neurons.dose import dose
+    from patchclamp.neurons.examples import examples
     from patchclamp.neurons.explain import explain
     from patchclamp.neurons.find import find_neurons
+    from patchclamp.neurons.index import index
     from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
@@ -75,11 +77,13 @@ _HOME = {
     "compose_vectors": "vectors.compose",
     "dose": "neurons.dose",
     "evaluate_vector": "vectors.evaluate",
+    "examples": "neurons.examples",
     "explain": "neurons.explain",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
     "image_units": "neurons.multimodal",
+    "index": "neurons.index",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
@@ -137,11 +141,13 @@ __all__ = [
     "compose_vectors",
     "dose",
     "evaluate_vector",
+    "examples",
     "explain",
     "find_neurons",
     "find_vector",
     "get_method",
     "image_units",
+    "index",
     "jacobian",
     "judge",
     "knockout",

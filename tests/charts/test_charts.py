@@ -36,10 +36,10 @@ def records(tmp_path_factory):
 
 
 DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.stages", "lens.selfreport",
-                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "vectors.find",
+                   "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "neurons.index", "neurons.examples",
+                   "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
-                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images",
-                   "neurons.index", "neurons.examples"}
+                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images"}
 """They need words, facts or a corpus in a real tokenizer's tokens, or pictures; their own tests draw them."""
 
 

@@ -12,11 +12,13 @@ from patchclamp.cli import terminal
 from patchclamp.cli.terminal import (
     TerminalProgress,
     as_json_text,
+    as_lines,
     as_table,
     cell,
     say,
     standard_output_kept_clean,
 )
+from patchclamp.evidence.passage import Passage
 
 
 def drawn(frame: pd.DataFrame, width: int) -> tuple[str, str]:
@@ -145,3 +147,29 @@ def test_progress_on_a_terminal_is_a_bar_on_standard_error():
     os.close(ours)
     assert done.stdout == b""
     assert b"outer" in seen and b"inner" in seen and b"2/3" in seen
+
+
+PASSAGES = [
+    Passage("neuron.1.7, most active", "12.5", ("in", " these", "\n", " books"), (0.1, 12.5, 0.0, -12.5), 12.5, at=1),
+    Passage("neuron.1.7, most active", "9", (" those", "."), (9.0, 0.0), 12.5, at=0),
+]
+
+
+def test_a_passage_is_one_line_with_the_token_it_is_about_in_angles():
+    text = "\n".join(line.plain for line in as_lines(PASSAGES))
+    assert text == "\nneuron.1.7, most active\n12.5  in «these»⏎ books\n9      «those».\n"
+
+
+def test_tokens_are_coloured_by_their_number_from_blue_over_nothing_to_orange():
+    (_, _, line, *_) = as_lines(PASSAGES)
+    colours = {line.plain[span.start : span.end]: span.style.bgcolor.name for span in line.spans if span.style}
+    assert colours == {" «these»": "rgb(230,140,40)", " books": "rgb(27,108,168)"}
+
+
+def test_a_passage_on_a_page_cannot_break_out_of_it():
+    from patchclamp.evidence.passage import passages_html
+
+    page = passages_html([Passage("<b>", "&", ("<script>",), (1.0,), 1.0, at=0)])
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "<h3>&lt;b&gt;</h3>" in page

@@ -34,9 +34,9 @@ def _by_layer(
         {"layer": one.layer, "low": low, "median": middle, "high": high, "constant": one.constant}
         for one in result.layers for low, middle, high in [getattr(one, field)]
     ])
-    y = alt.Scale(type=scale, zero=False)
+    y = alt.Scale(type=scale, zero=False, nice=False, padding=8)
     base = alt.Chart(data).encode(x=alt.X("layer:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)))
-    band = base.mark_bar(color=CONTROL, opacity=0.6).encode(y=alt.Y("low:Q", title=title, scale=y), y2="high:Q")
+    band = base.mark_rule(color=CONTROL, strokeWidth=9).encode(y=alt.Y("low:Q", title=None, scale=y), y2="high:Q")
     middle = base.mark_point(color=EFFECT, filled=True, size=60).encode(
         y=alt.Y("median:Q", scale=y),
         tooltip=["layer", "constant", *(alt.Tooltip(name, format=".3g") for name in ("low", "median", "high"))])

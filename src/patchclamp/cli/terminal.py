@@ -152,8 +152,8 @@ def _fitting(widths: Sequence[int], available: int) -> int:
 
 
 def as_lines(passages: Iterable[Passage]) -> list[Text]:
-    """Passages under their headings, one a line, tokens on a background of their colour; the token it is about stands
-    in «», for where there are no colours."""
+    """Passages under their headings, one a paragraph, tokens on a background of their colour; the token it is about
+    stands in «», for where there are no colours."""
     lines = []
     for group, some in groupby(passages, key=lambda passage: passage.group):
         own = list(some)
@@ -164,7 +164,7 @@ def as_lines(passages: Iterable[Passage]) -> list[Text]:
 
 
 def _line(passage: Passage, wide: int) -> Text:
-    line = Text(passage.label + " " * (wide - cell_len(passage.label) + 2), no_wrap=True, overflow="ellipsis")
+    line = Text(passage.label + " " * (wide - cell_len(passage.label) + 2))
     for index, (word, shade) in enumerate(zip(passage.words, passage.shades, strict=True)):
         red, green, blue = colour(shade)
         style = Style(color="black", bgcolor=f"rgb({red},{green},{blue})") if abs(shade) > FAINT else Style()

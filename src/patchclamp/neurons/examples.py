@@ -135,8 +135,9 @@ def examples(model: Model, spec: ExamplesSpec, progress: Progress) -> Outcome:
     neurons of its block?
     """
     asked = [check_neuron(model, site) for site in spec.sites]
-    if len(set(asked)) < len(asked):
-        raise SpecError(f"{spec.sites[0] if len(asked) < 2 else 'a neuron'} is named twice; name each once")
+    for site in spec.sites:
+        if spec.sites.count(site) > 1:
+            raise SpecError(f"{site} is named twice; name it once")
     controls = {layer: _controls(model, layer, asked, spec) for layer, _ in asked}
     found = _found(model, spec, asked, controls, progress)
     units = {(layer, unit): found.units(layer, [unit])[0] for layer, unit in asked}

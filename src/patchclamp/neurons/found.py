@@ -13,7 +13,7 @@ from patchclamp.forward.pack import Ids, need_sequences, pack
 from patchclamp.forward.prepare import check_site
 from patchclamp.model.tokens import pieces
 from patchclamp.neurons.sketch import Sketch
-from patchclamp.neurons.table import Peak, Unit, table_of
+from patchclamp.neurons.table import Peak, Unit, table_of, units_in
 from patchclamp.neurons.windows import SKIP, draw_places
 from patchclamp.neurons.work import check_finite
 
@@ -71,7 +71,7 @@ class Scanned:
     def units(self, layer: int, units: Sequence[int]) -> list[Unit]:
         """What is known of some of the wanted units."""
         rows = [self._units[layer].index(unit) for unit in units]
-        return [Unit.of(row) for row in self._tables[layer].take(rows).to_pylist()]
+        return units_in(self._tables[layer], rows)
 
     def windows(self, numbers: Sequence[int]) -> list[Ids]:
         """The token ids of windows."""

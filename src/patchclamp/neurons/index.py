@@ -50,9 +50,9 @@ class IndexSpec(Spec):
     batch: int = Field(32, ge=1)
     """Windows in one pass."""
     shard: int | None = Field(None, ge=1)
-    """Windows in a shard, which a process that is killed loses; 256 if not given, more where that makes over 64."""
+    """Windows in a shard, which a process that is killed loses; 256 if not given, or what makes 8 to 64 shards."""
     workers: int = Field(1, ge=1)
-    """Processes, each with the model in memory."""
+    """Processes, each with the model in memory; 1 works in the one that was called."""
     ray: bool = False
     """Give the shards to Ray workers; `save` must be a folder that all nodes see."""
 

@@ -21,6 +21,8 @@ EMPTY = torch.iinfo(torch.int64).min
 STEPS = 36
 """Half-octaves of magnitude told apart, from 2⁻⁸ on: [1, 1.5) and [1.5, 2) times a power of two."""
 BINS = 2 * STEPS + 1
+IN_CACHE = 16
+"""Windows folded in at once: what is made of them on the way stays in the processor's cache, and small."""
 _FIRST = 2 * (127 - 8)
 """2⁻⁸ as float32's exponent (offset 127) and first digit of the mantissa: the upper nine bits below the sign."""
 MAGNITUDES = tuple((1 + step % 2 / 2) * 2.0 ** (step // 2 - 8) for step in range(STEPS))
@@ -29,11 +31,11 @@ EDGES = (*(-m for m in reversed(MAGNITUDES)), *MAGNITUDES)
 
 
 class Sketch:
-    """Statistics of F units. `kept`: extremes kept a side; `places`: those whose values are sampled."""
+    """Statistics of F units. `kept`: extremes kept a side; `places`: those whose values are kept, all of them in the
+    windows that will be added (NaN until they are)."""
 
     def __init__(self, units: int, kept: int, places: Sequence[int] = ()) -> None:
         self.kept = kept
-        self.wanted = torch.tensor(sorted(places), dtype=torch.int64)
         self.count = torch.zeros((), dtype=torch.int64)
         self.total_F = torch.zeros(units, dtype=torch.float64)
         self.squares_F = torch.zeros(units, dtype=torch.float64)
@@ -43,43 +45,46 @@ class Sketch:
         self.histogram_FB = torch.zeros(units, BINS, dtype=torch.int64)
         self.top_FK = torch.full((units, kept), EMPTY)
         self.bottom_FK = torch.full((units, kept), EMPTY)
-        self.places_P = torch.zeros(0, dtype=torch.int64)
-        self.sample_PF = torch.zeros(0, units)
+        self.places_P = torch.tensor(sorted(places), dtype=torch.int64)
+        self.sample_PF = torch.full((len(places), units), torch.nan)
 
     def add(self, values_WTF: Tensor, windows: Sequence[int], skip: int = 1) -> None:
         """Take in the values of some windows, without their first `skip` tokens."""
         n_tokens = values_WTF.shape[1]
-        start_W = torch.tensor(windows, dtype=torch.int64) * n_tokens
+        first_W = torch.tensor(windows, dtype=torch.int64) * n_tokens + skip
         values_WTF = values_WTF[:, skip:].float()
-        high, low = values_WTF.max(1), values_WTF.min(1)
-        ones_1T = values_WTF.new_ones(1, values_WTF.shape[1])
-        scratch_WTF = torch.empty_like(values_WTF)
-        sums = [ones_1T @ values_WTF, ones_1T @ torch.mul(values_WTF, values_WTF, out=scratch_WTF)]
-        active_F = (ones_1T @ torch.gt(values_WTF, 0, out=scratch_WTF)).sum((0, 1), dtype=torch.float64)
         self.count += values_WTF.shape[0] * values_WTF.shape[1]
-        self.total_F += sums[0].sum((0, 1), dtype=torch.float64).cpu()
-        self.squares_F += sums[1].sum((0, 1), dtype=torch.float64).cpu()
-        self.active_F += active_F.long().cpu()
-        self.high_F = torch.maximum(self.high_F, high.values.amax(0).cpu())
-        self.low_F = torch.minimum(self.low_F, low.values.amin(0).cpu())
+        at_once = IN_CACHE if values_WTF.device.type == "cpu" else len(values_WTF)
+        folded = list(zip(*map(self._fold, values_WTF.split(at_once)), strict=True))
+        high_WF, high_at_WF, low_WF, low_at_WF = (torch.cat(parts).cpu() for parts in folded)
+        self.high_F = torch.maximum(self.high_F, high_WF.amax(0))
+        self.low_F = torch.minimum(self.low_F, low_WF.amin(0))
+        self._keep("top_FK", keys_of(high_WF, first_W[:, None] + high_at_WF).T)
+        self._keep("bottom_FK", keys_of(-low_WF, first_W[:, None] + low_at_WF).T)
+        self._sample(values_WTF, first_W.tolist())
+
+    def _fold(self, values_WTF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add to the sums and counts, and return each window's greatest and least values and where they are."""
+        ones_1T = values_WTF.new_ones(1, values_WTF.shape[1])
+        scratch_WTF = torch.empty_like(values_WTF, memory_format=torch.contiguous_format)
+        self.total_F += (ones_1T @ values_WTF).sum((0, 1), dtype=torch.float64).cpu()
+        squares_WTF = torch.mul(values_WTF, values_WTF, out=scratch_WTF)
+        self.squares_F += (ones_1T @ squares_WTF).sum((0, 1), dtype=torch.float64).cpu()
+        active_WTF = torch.gt(values_WTF, 0, out=scratch_WTF)  # as 0 and 1, whose product with ones is a fast count
+        self.active_F += (ones_1T @ active_WTF).sum((0, 1), dtype=torch.float64).long().cpu()
         self.histogram_FB += _histogram(values_WTF).cpu()
-        for name, extreme, sign in (("top_FK", high, 1), ("bottom_FK", low, -1)):
-            places_WF = start_W[:, None] + skip + extreme.indices.cpu()
-            self._keep(name, keys_of(extreme.values.cpu() * sign, places_WF).T)
-        self._sample(values_WTF, start_W, skip)
+        return (*values_WTF.max(1), *values_WTF.min(1))
 
     def _keep(self, name: str, keys_FN: Tensor) -> None:
         setattr(self, name, torch.cat([getattr(self, name), keys_FN], 1).topk(self.kept, 1).values)
 
-    def _sample(self, values_WTF: Tensor, start_W: Tensor, skip: int) -> None:
-        first_W = start_W + skip
-        for window, first in enumerate(first_W.tolist()):
-            begin, end = torch.searchsorted(self.wanted, torch.tensor([first, first + values_WTF.shape[1]])).tolist()
+    def _sample(self, values_WTF: Tensor, first_W: list[int]) -> None:
+        for own_TF, first in zip(values_WTF, first_W, strict=True):
+            ends = torch.tensor([first, first + len(own_TF)])
+            begin, end = torch.searchsorted(self.places_P, ends).tolist()
             if begin < end:
-                places_P = self.wanted[begin:end]
-                self.places_P = torch.cat([self.places_P, places_P])
-                picked_PF = values_WTF[window, (places_P - first).to(values_WTF.device)]
-                self.sample_PF = torch.cat([self.sample_PF, picked_PF.cpu()])
+                positions_P = self.places_P[begin:end] - first
+                self.sample_PF[begin:end] = own_TF[positions_P.to(own_TF.device)].cpu()
 
     @property
     def finite(self) -> bool:
@@ -89,7 +94,6 @@ class Sketch:
     def merge(self, other: "Sketch") -> "Sketch":
         """The sketch of both corpora, which share no window. Exact in any order but for the last digits of sums."""
         out = Sketch(len(self.total_F), self.kept)
-        out.wanted = torch.cat([self.wanted, other.wanted]).unique()
         out.count = self.count + other.count
         for name in ("total_F", "squares_F", "active_F", "histogram_FB"):
             setattr(out, name, getattr(self, name) + getattr(other, name))
@@ -136,8 +140,9 @@ def places_of(keys: Tensor) -> Tensor:
 def _histogram(values_WTF: Tensor) -> Tensor:
     """How many values of each unit lie in each bin, [F, B]: read off the bits, so that nothing is searched."""
     units = values_WTF.shape[2]
-    bits = values_WTF.contiguous().view(torch.int32) >> 22
+    bits = values_WTF.view(torch.int32) >> 22
     step = (bits & 511).clamp_(_FIRST - 1, _FIRST + STEPS - 1).sub_(_FIRST - 1)
     sign = bits.bitwise_right_shift_(9)  # 0, or -1 for a negative number
     own = torch.arange(units, dtype=torch.int32, device=bits.device) * BINS + STEPS
-    return torch.bincount(step.bitwise_xor_(sign).sub_(sign).add_(own).view(-1), minlength=units * BINS).view(units, -1)
+    bins = step.bitwise_xor_(sign).sub_(sign).add_(own)
+    return torch.bincount(bins.reshape(-1), minlength=units * BINS).view(units, -1)

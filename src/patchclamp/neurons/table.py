@@ -27,15 +27,15 @@ from torch import Tensor
 from patchclamp.errors import FileError, SiteError, SpecError, StoreError
 from patchclamp.forward import Model
 from patchclamp.forward.pack import Ids
-from patchclamp.neurons.sketch import EMPTY, Sketch, places_of, values_of
+from patchclamp.neurons.sketch import EMPTY, MOST_PLACES, Sketch, keys_of, places_of, values_of
 from patchclamp.neurons.windows import (
     INDEX,
     Manifest,
     lock_path,
     read_manifest,
     read_sketch,
+    remove_if_empty,
     shard_path,
-    unused,
     window_ids,
 )
 
@@ -100,20 +100,28 @@ def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> A
     import pyarrow as pa
 
     count, n = int(sketch.count), len(units)
+    ranked_FP, rows_FP = _ranked(sketch.sample_PF)
     mean_F = sketch.total_F / count
     constant_F = sketch.low_F == sketch.high_F
     sd_F = (sketch.squares_F / count - mean_F**2).clamp(min=0).sqrt().masked_fill(constant_F, 0.0)
     columns: dict[str, Any] = {
         "layer": pa.array(np.full(n, layer), pa.int32()), "unit": pa.array(units, pa.int32()),
         "tokens": pa.array(np.full(n, count), pa.int64()), "mean": mean_F.numpy(), "sd": sd_F.numpy(),
-        "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F / count).numpy(),
-        "histogram": _lists(sketch.histogram_FB), "quantiles": _lists(_quantiles(sketch.sample_PF)),
+        "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F.double() / count).numpy(),
+        "histogram": _lists(sketch.histogram_FB), "quantiles": _lists(_quantiles(ranked_FP)),
     }
     for name, keys_FK, sign in (("top", sketch.top_FK, 1), ("bottom", sketch.bottom_FK, -1)):
         columns |= _peaks(name, values_of(keys_FK) * sign, places_of(keys_FK), keys_FK != EMPTY, length)
-    values, places, tenths, is_there = _tenths(sketch.sample_PF, sketch.places_P)
+    values, places, tenths, is_there = _tenths(ranked_FP, sketch.places_P[rows_FP])
     columns |= _peaks("sample", values, places, is_there, length) | {"sample_tenth": _lists(tenths, is_there)}
     return pa.table(columns)
+
+
+def units_in(table: Any, rows: Sequence[int]) -> list[Unit]:
+    """Some rows of a pyarrow table that `table_of` made."""
+    import pyarrow as pa
+
+    return [Unit.of(row) for row in table.take(pa.array(rows, pa.int64())).to_pylist()]
 
 
 def _peaks(name: str, values: Tensor, places: Tensor, is_there: Tensor, length: int) -> dict[str, Any]:
@@ -131,28 +139,42 @@ def _lists(rows: Tensor, is_there: Tensor | None = None) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows[kept].numpy()))
 
 
-def _quantiles(sample_PF: Tensor) -> Tensor:
-    if not len(sample_PF):
-        return torch.full((sample_PF.shape[1], len(QUANTILES)), torch.nan)
-    return torch.from_numpy(np.quantile(sample_PF.numpy(), QUANTILES, axis=0).T.astype(np.float32))
+def _ranked(sample_PF: Tensor) -> tuple[Tensor, Tensor]:
+    """Each unit's sampled values, least first, and their rows in the sample, [F, P]; equal ones in the sample's order.
+
+    Value and row are sorted as one 64-bit number, which is several times as fast as a stable sort of floats."""
+    rows_P = torch.arange(len(sample_PF))
+    keys_FP = keys_of(sample_PF.T.contiguous(), MOST_PLACES - rows_P)
+    sorted_FP = torch.from_numpy(np.sort(keys_FP.numpy(), axis=1))
+    return values_of(sorted_FP), MOST_PLACES - places_of(sorted_FP)
 
 
-def _tenths(sample_PF: Tensor, places_P: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _quantiles(ranked_FP: Tensor) -> Tensor:
+    """`QUANTILES`, [F, 7], linear between two values; NaN of no values."""
+    last = ranked_FP.shape[1] - 1
+    if last < 0:
+        return torch.full((len(ranked_FP), len(QUANTILES)), torch.nan)
+    at_Q = torch.tensor(QUANTILES, dtype=torch.float64) * last
+    below_Q = at_Q.long()
+    below_FQ, above_FQ = ranked_FP[:, below_Q].double(), ranked_FP[:, (below_Q + 1).clamp(max=last)].double()
+    return torch.lerp(below_FQ, above_FQ, at_Q - below_Q).float()
+
+
+def _tenths(ranked_FP: Tensor, places_FP: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Values, places and tenths [F, 10 · A_TENTH] spread evenly over the ranks of each unit's activations above 0, and
     which of them are there: a unit with few has fewer."""
-    n_places, n_units = sample_PF.shape
+    n_units, n_places = ranked_FP.shape
+    tenth_FQ = (torch.arange(10 * A_TENTH) // A_TENTH + 1).int().expand(n_units, -1)
     if not n_places:
-        nothing = torch.zeros(n_units, 0)
-        return nothing, nothing.long(), nothing.int(), nothing.bool()
-    sorted_PF, order_PF = sample_PF.sort(dim=0, stable=True)
-    below_F = (sample_PF <= 0).sum(0)
+        nothing = torch.zeros(tenth_FQ.shape)
+        return nothing, nothing.long(), tenth_FQ, nothing.bool()
+    below_F = (ranked_FP <= 0).sum(1)
     share_Q = (torch.arange(10 * A_TENTH, dtype=torch.float64) + 0.5) / (10 * A_TENTH)
     rank_FQ = (share_Q * (n_places - below_F)[:, None]).long() + below_F[:, None]
-    is_there = (rank_FQ < n_places) & torch.ones(len(share_Q)).bool()
+    is_there = rank_FQ < n_places
     is_there[:, 1:] &= rank_FQ[:, 1:] != rank_FQ[:, :-1]
-    rank_QF = rank_FQ.clamp(max=n_places - 1).T
-    tenths = (torch.arange(10 * A_TENTH) // A_TENTH + 1).int().expand(n_units, -1)
-    return sorted_PF.gather(0, rank_QF).T, places_P[order_PF.gather(0, rank_QF)].T, tenths, is_there
+    rank_FQ = rank_FQ.clamp(max=n_places - 1)
+    return ranked_FP.gather(1, rank_FQ), places_FP.gather(1, rank_FQ), tenth_FQ, is_there
 
 
 def merge_shards(manifest: Manifest, folder: Path) -> None:
@@ -165,7 +187,7 @@ def merge_shards(manifest: Manifest, folder: Path) -> None:
             _write_tables(_tables(manifest, folder), folder / INDEX, manifest.identity)
     for shard in range(manifest.shards):
         shard_path(folder, shard).unlink(missing_ok=True)
-    unused(folder / "shards")
+    remove_if_empty(folder / "shards")
 
 
 def _tables(manifest: Manifest, folder: Path) -> Iterator[Any]:
@@ -247,7 +269,7 @@ class Index:
             raise SiteError(f"the index in {self.folder} has no layer {layer}; it has "
                             f"{', '.join(map(str, self.manifest.layers))}")
         table = self._file.read_row_group(self.manifest.layers.index(layer))
-        return [Unit.of(row) for row in table.take(list(units)).to_pylist()]
+        return units_in(table, units)
 
     def layer(self, layer: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns of numbers of all neurons of a layer."""

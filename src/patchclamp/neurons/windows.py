@@ -10,7 +10,9 @@ Every file is written beside and renamed, so that half a file is never taken for
 """
 
 import hashlib
+import os
 import random
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -22,7 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from patchclamp.errors import FileError, SpecError
+from patchclamp.errors import FileError, SpecError, StoreError
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
 from patchclamp.forward.pack import Ids, need_sequences, packed
@@ -30,8 +32,9 @@ from patchclamp.neurons.sketch import MOST_PLACES, Sketch
 
 MANIFEST, INDEX = "manifest.json", "index.parquet"
 WINDOWS_A_FILE = 1024
-MOST_SHARDS, FEWEST_WINDOWS = 64, 256
-"""A corpus is cut into at most so many shards, so that they do not fill the disk, and none smaller than that."""
+MOST_SHARDS, A_SHARD, SHARE = 64, 256, 8
+"""A shard is so many windows; more where that made too many shards, which would fill the disk; in a small corpus an
+eighth of it, or one batch, so that no shard has to hold all sampled values in memory."""
 SKIP = 1
 """Tokens left out at the beginning of a window: the first one's activations are like no other's."""
 
@@ -169,10 +172,15 @@ def _make_plan(model: Model, settings: Settings, folder: Path) -> Manifest:
     manifest = Manifest(
         **settings.model_dump(), windows=count, digest=digest.hexdigest(),
         sample=draw_places(count, settings.length, settings.places, settings.seed),
-        a_shard=settings.shard or max(FEWEST_WINDOWS, -(-count // MOST_SHARDS)),
+        a_shard=settings.shard or shard_size(count, settings.batch),
     )
     write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
+
+
+def shard_size(windows: int, batch: int) -> int:
+    """Windows in a shard, where nobody says how many."""
+    return max(-(-windows // MOST_SHARDS), min(A_SHARD, max(batch, -(-windows // SHARE))))
 
 
 def draw_places(windows: int, length: int, places: int, seed: int) -> tuple[int, ...]:
@@ -206,7 +214,7 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}.safetensors"
 
 
-def unused(folder: Path) -> None:
+def remove_if_empty(folder: Path) -> None:
     """Remove a folder if nothing is left in it."""
     with suppress(OSError):
         folder.rmdir()
@@ -229,9 +237,22 @@ def read_sketch(folder: Path, manifest: Manifest, shard: int, layer: int) -> Ske
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save
+    """As `write_whole`, without a second copy of everything in memory."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    write_whole(path, save(tensors, metadata))
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, temporary, metadata)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
 
 
 def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:

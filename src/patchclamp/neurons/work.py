@@ -169,8 +169,8 @@ def _watched(
         news = sorted(set(range(manifest.shards)) - set(left) - told)
         told.update(news)
         yield from news
-        if not left:
-            return
+        if not left or all(process.poll() == 0 for process in running):
+            return  # what a worker left because its file went again is for the caller
         for process, path in zip(running, errors, strict=True):
             if process.poll():
                 said = path.read_text(errors="replace").strip().splitlines()[-1:]
