@@ -182,12 +182,13 @@ def test_a_model_that_reads_the_marks_explains_and_scores(endpoint, corpus, tmp_
     assert again.result == result and len(endpoint.requests) == n + 1  # the check alone
 
 
-def test_garbage_is_an_error_and_a_cut_off_run_goes_on(endpoint, corpus, tmp_path):
+def test_garbage_is_not_counted_and_a_cut_off_run_goes_on(endpoint, corpus, tmp_path):
     fields = {"site": "neuron.0.5", "corpus": corpus, "endpoint": endpoint.url, "endpoint_model": "m", "retries": 0,
               "replies": str(tmp_path / "replies.jsonl")} | SMALL
     endpoint.reply = lambda question: "numbers" if "Write only" in question else "lorem ipsum"
-    with pytest.raises(ModelError, match="left 100% of the questions without a usable answer"):
-        pc.explain(tiny_model("llama"), **fields)
+    record = pc.explain(tiny_model("llama"), **fields)
+    assert "m left 100% of the questions without a usable answer and was not counted" in record.verdict.reason
+    assert record.result.explanations[1].score.unanswered == 1 and not record.result.explanations[1].clean
     endpoint.reply = lambda question: "?!"
     with pytest.raises(ModelError, match="gave no explanation"):
         pc.explain(tiny_model("llama"), **(fields | {"endpoint_model": "other"}))
@@ -275,13 +276,10 @@ def served(smollm2):
 def test_a_real_server_explains(served, corpus, tmp_path):
     """SmolLM2 is no good explainer; what counts is that real replies are asked for, read and scored."""
     url, name = served
-    try:
-        result = pc.explain(
-            tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=3, scored=4,
-            replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2}),
-        ).result
-        assert result.explanations[1].text and result.explanations[1].score.unanswered <= 0.5
-    except ModelError as error:
-        assert "usable answer" in str(error)
+    result = pc.explain(
+        tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=3, scored=4,
+        replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2}),
+    ).result
+    assert result.explanations[1].text and result.explanations[1].by == name
     kept = [json.loads(line)["reply"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert len(kept) >= 10 and all(isinstance(reply, str) for reply in kept) and any(reply.strip() for reply in kept)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 CLEAN = 0.7
 """Mean of detection and fuzzing below which an explanation is no clean one, whatever others' score."""
+SILENT = 0.5
+"""Share of questions without a usable answer above which a language model's explanation does not count."""
 A_TENTH = 2
 KEPT = 40
 """Top windows that are looked at, and as many random ones; of the neurons beside it half of them."""
@@ -189,9 +191,6 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     cut = [trials, trials.cut(spec.scored)]
     tried = [[answers(one, some) for one in way] for way, some in zip(ways, cut, strict=False)]
     explanations = [_explained(way, some, asked, spec.seed) for way, some in zip(ways, tried, strict=True)]
-    if (silent := explanations[-1].score.unanswered) > 0.5:
-        raise ModelError(f"{explanations[-1].by} left {silent:.0%} of the questions without a usable answer; take a "
-                         "model that follows instructions")
     places = [(found.windows([w.window])[0][: w.position + 1], w.position) for w in trials.active[:MEMORY_PLACES]]
     controls = units[1 : 1 + MEMORY_CONTROLS]
     result = ExplainResult(
@@ -199,8 +198,14 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
         memory=memory(model, spec.site, places, controls, progress), shown=own.firing[: spec.shown],
         heldout=len(trials.active), source=found.where,
     )
-    best = max(range(len(ways)), key=lambda i: explanations[i].accuracy.mean)
-    return result, _verdict(spec, explanations[best], tried[best])
+    usable = [i for i, one in enumerate(explanations) if one.score.unanswered <= SILENT]
+    best = max(usable, key=lambda i: explanations[i].accuracy.mean)
+    verdict = _verdict(spec, explanations[best], tried[best])
+    if len(usable) < len(explanations):
+        last = explanations[-1]
+        verdict = verdict.model_copy(update={"reason": f"{verdict.reason} {last.by} left {last.score.unanswered:.0%} of "
+                                             "the questions without a usable answer and was not counted."})
+    return result, verdict
 
 
 def _asked(spec: ExplainSpec) -> Asked | None:
@@ -261,7 +266,7 @@ def _explained(way: Sequence[Explanation], tried: Sequence[Answers], asked: Aske
     beside = control_range(by_others, share=True) if len(by_others) > 1 else NO_INTERVAL
     simulated = [one.score(seed).simulation.mean for one in others]
     simulated = [value for value in simulated if np.isfinite(value)]
-    clean = accuracy.mean >= CLEAN and accuracy.low > beside.high
+    clean = accuracy.mean >= CLEAN and accuracy.low > beside.high and score.unanswered <= SILENT
     return Explained(
         by="rule" if way[0].by == "rule" else asked.name if asked else way[0].by, text=way[0].text, score=score,
         accuracy=accuracy, others=[one.text for one in way[1:4]], others_accuracy=beside,
