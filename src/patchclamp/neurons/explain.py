@@ -203,8 +203,9 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     verdict = _verdict(spec, explanations[best], tried[best])
     if len(usable) < len(explanations):
         last = explanations[-1]
-        verdict = verdict.model_copy(update={"reason": f"{verdict.reason} {last.by} left {last.score.unanswered:.0%} of "
-                                             "the questions without a usable answer and was not counted."})
+        said = (f"{last.by} left {last.score.unanswered:.0%} of the questions without a usable answer and was not "
+                "counted.")
+        verdict = verdict.model_copy(update={"reason": f"{verdict.reason} {said}"})
     return result, verdict
 
 
