@@ -57,9 +57,10 @@ class Oracle:
 
 @pytest.fixture
 def asked():
-    active = [window([0.0, 2.0 + i, 0.1, 0.0]) for i in range(4)]
-    quiet = [window([0.0, 0.1, 0.2, 0.3 + i / 100]) for i in range(6)]
-    return trial(active, [window([0.5, 0.2, 0.0, 0.1])], quiet, 1.0, 0)
+    active = [window([0.0, 2.0 + i, 0.1, 0.0], number=i) for i in range(4)]
+    quiet = [window([0.0, 0.1, 0.2, 0.3 + i / 100], number=10 + i) for i in range(6)]
+    again = window([0.0, 2.5, 0.1, 0.0], number=2)  # overlaps with what is there already
+    return trial(active, [window([0.5, 0.2, 0.0, 0.1], number=9), again], quiet, 1.0, 0)
 
 
 def test_questions_are_balanced(asked):
@@ -74,12 +75,12 @@ def test_who_knows_the_truth_scores_one_and_who_says_the_opposite_nothing(asked)
     assert (best.detection.mean, best.fuzzing.mean) == (1, 1) and best.simulation.mean == pytest.approx(1)
     assert (worst.detection.mean, worst.fuzzing.mean) == (0, 0) and worst.simulation.mean == pytest.approx(-1)
     silent = answers(Oracle(None), asked)
-    assert silent.unanswered == 1 and not len(silent.correct)
+    assert silent.unanswered == 1 and silent.correct.mean() == 0.5 and not silent.simulated
 
 
 def test_too_few_windows_are_an_error():
     with pytest.raises(SpecError, match="only 0 held-out windows are active"):
-        trial([], [], [window([0.0, 0.1])] * 5, 1.0, 0)
+        trial([], [], [window([0.0, 0.1], number=i) for i in range(5)], 1.0, 0)
 
 
 def test_marks_stand_around_words_not_blanks():
@@ -203,7 +204,7 @@ def test_garbage_is_not_counted_and_a_cut_off_run_goes_on(endpoint, corpus, tmp_
     endpoint.status, endpoint.reply = 200, lambda question: "yes"
     before = len(endpoint.requests)
     score = pc.explain(tiny_model("llama"), **(fields | {"endpoint_model": "third"})).result.explanations[1].score
-    assert 0.2 < score.unanswered < 0.5  # yes is no table of numbers
+    assert 0.2 < score.unanswered <= 0.5  # yes is no table of numbers
     assert not any("Write only" in question for question in endpoint.asked[before:])
 
 

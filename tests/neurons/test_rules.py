@@ -1,12 +1,18 @@
 """N-gram rules, learnt and applied."""
 
+from itertools import count
+
 import pytest
 
 from patchclamp.neurons.found import Window
 from patchclamp.neurons.rules import learn, normal
 
 
-def window(text, active, number=0):
+NUMBERS = count()
+
+
+def window(text, active):
+    number = next(NUMBERS)
     tokens = text.split(" ")
     values = [5.0 if i in active else 0.1 for i in range(len(tokens))]
     at = active[0] if active else 0
@@ -37,3 +43,8 @@ def test_a_neuron_without_a_pattern_has_no_rule():
 
 def test_blank_tokens_stay_themselves():
     assert [normal(token) for token in (" These", "\n", "  ", "Ok")] == ["these", "\n", "  ", "ok"]
+
+
+def test_a_place_that_is_in_two_windows_counts_once():
+    once = window("so these books", [1])
+    assert not learn([once, once.model_copy(update={"tenth": 3})], 1.0).grams

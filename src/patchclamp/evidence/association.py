@@ -11,6 +11,8 @@ import numpy as np
 
 Association = Literal["auroc", "point_biserial", "mean_difference"]
 UNITS_AT_ONCE = 8192
+ROUNDING = 2e-6
+"""Scores are summed in float32: what is nearer than this is equal."""
 
 
 def scores(values_NU: np.ndarray, by: Association) -> np.ndarray:
@@ -59,5 +61,5 @@ def adjusted_p(observed_U: np.ndarray, null_P: np.ndarray) -> np.ndarray:
     """For each unit the share of shuffled labellings whose strongest unit of all is at least as strong, [U]: corrected
     for having looked at every unit (single-step maxT, Westfall & Young 1993), the true labelling counted among them."""
     ordered = np.sort(null_P)
-    beyond_U = len(ordered) - np.searchsorted(ordered, observed_U - 1e-9, side="left")
+    beyond_U = len(ordered) - np.searchsorted(ordered, observed_U - ROUNDING, side="left")
     return (1 + beyond_U) / (1 + len(ordered))

@@ -42,17 +42,20 @@ class Endpoint:
     `url` is the API's base, e.g. http://localhost:11434/v1; `key` defaults to the environment's OPENAI_API_KEY;
     `timeout` is in seconds, for each attempt; after a failure that may pass (no connection, too many requests, a
     server's error) it tries again `retries` times, waiting longer each time. `keep`: a file in which replies are kept,
-    so that no question is asked twice, in this run or another. Raises ModelError, here and from every request; its text
+    so that no question is asked twice, in this run or another. `extra`: tokens that a reply may have beyond what was
+    asked for, where the model thinks first. Raises ModelError, here and from every request; its text
     never holds the key.
     """
 
     def __init__(
         self, url: str, model: str, *, key: str | None = None, timeout: float = 60.0, retries: int = RETRIES,
-        keep: Path | None = None, who: str = "The model",
+        keep: Path | None = None, extra: int = 0,
+        who: str = "The model",
     ) -> None:
         from openai import OpenAI
 
         self.url, self.name, self.timeout, self.retries, self.who = check_url(url), model, timeout, retries, who
+        self.extra = extra
         self._key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError(f"{who}'s API key (OPENAI_API_KEY) holds characters no key has; copy it again.")
@@ -63,7 +66,10 @@ class Endpoint:
         self.kept = Kept(keep) if keep else None
 
     def check(self) -> None:
-        """Ask one tiny question, so that a wrong address, model or key is found before any work is done."""
+        """Ask one tiny question, so that a wrong address, model or key is found before any work is done, and see that
+        replies can be kept."""
+        if self.kept is not None:
+            self.kept.prepare()
         self._request("Reply with the word yes.", 16)
 
     def ask(self, text: str, longest: int = LONGEST) -> str:
@@ -72,7 +78,10 @@ class Endpoint:
             return self._request(text, longest)
         key = sha256(json.dumps([self.url, self.name, longest, text]).encode()).hexdigest()
         known = self.kept.get(key)
-        return known if known is not None else self.kept.put(key, self._request(text, longest))
+        if known is not None:
+            return known
+        reply = self._request(text, longest)
+        return self.kept.put(key, reply) if reply.strip() else reply
 
     def ask_all(self, texts: Sequence[str], longest: int, progress: Progress, description: str) -> list[str]:
         """A reply to each text, in order; equal texts are asked once. If one fails the others are still waited for, and
@@ -103,7 +112,8 @@ class Endpoint:
 
         try:
             completion: Any = self._client.chat.completions.create(
-                model=self.name, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=longest
+                model=self.name, messages=[{"role": "user", "content": text}], temperature=0,
+                max_tokens=longest + self.extra,
             )
             return str(completion.choices[0].message.content or "")
         except OpenAIError as error:
@@ -152,6 +162,10 @@ class Kept:
                 except (ValueError, KeyError, TypeError):  # the line that was being written when a run was ended
                     continue
 
+    def prepare(self) -> None:
+        """See that the file can be written. ModelError if not."""
+        self._append("")
+
     def get(self, key: str) -> str | None:
         return self._known.get(key)
 
@@ -159,14 +173,17 @@ class Kept:
         """Keep a reply, and return it."""
         with self._lock:
             self._known[key] = reply
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(self._begin + json.dumps({"key": key, "reply": reply}) + "\n")
-                self._begin = ""
-            except OSError as error:
-                raise ModelError(f"Replies cannot be kept in {self.file}: {error.strerror}.") from error
+            self._append(self._begin + json.dumps({"key": key, "reply": reply}) + "\n")
+            self._begin = ""
         return reply
+
+    def _append(self, text: str) -> None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise ModelError(f"Replies cannot be kept in {self.file}: {error.strerror}.") from error
 
 
 def check_url(url: str) -> str:

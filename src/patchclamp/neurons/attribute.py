@@ -5,7 +5,8 @@
 the first-order effect of putting the replacement (zero, or the mean over a corpus) in the place of activation a_i
 (attribution patching, Nanda 2023; Syed et al. 2023, arXiv 2310.10348). `integrated` takes the mean gradient on the
 straight way from a to the replacement, one layer at a time (Sundararajan et al. 2017, arXiv 1703.01365): the estimates
-of a layer then sum to what replacing the whole layer does. Shape suffixes: L layers, F neurons, N choices, T tokens.
+of a layer then sum to what replacing the whole layer does (towards zero not where a norm follows the MLP). Shape
+suffixes: L layers, F neurons, N choices, T tokens.
 """
 
 import math
@@ -23,7 +24,7 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import Positions
-from patchclamp.neurons.choices import FEWEST, Choice, ChoicesSpec, halves, read_choices, score_unedited
+from patchclamp.neurons.choices import FEWEST, Choice, ChoicesSpec, drawn, halves, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
 from patchclamp.neurons.removal import Removal
 from patchclamp.tasks.files import DataFile
@@ -133,6 +134,9 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
     share of right choices on the testing rows further than random groups of the same layers do.
     """
     layers = _layers(model, spec)
+    if spec.by == "integrated" and spec.how == "zero" and model.anatomy.family.post_norm:
+        raise SpecError(f"{model.name} has a norm after the MLP, which undoes any scaling of all neurons, so the way "
+                        "to zero leads nowhere until its end; integrate towards the mean (--how mean), or use gradient")
     choices = read_choices(model, spec.prompts, spec.where)
     finding, testing = halves(choices.kept, spec.seed, spec.limit, spec.prompts)
     texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
@@ -148,7 +152,8 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
     ranking = [Ranked(site=str(sites[i]), attribution=float(estimated[i]), exact_effect=float(exact[i]))
                for i in order[:n]]
     tested = _tested(model, spec, [sites[i] for i in order], testing, texts, progress)
-    others = _tested(model, spec, [sites[i] for i in order], choices.others[: spec.limit], texts, progress)
+    off_target = drawn(choices.others, spec.limit, spec.seed)
+    others = _tested(model, spec, [sites[i] for i in order], off_target, texts, progress)
     result = Attribution(
         ranking=ranking, spearman=_spearman(estimated, exact), recall=_recall(exact, listed) if spec.sweep else None,
         groups=[m.group for m in tested.groups], right=tested.right, others=[m.group for m in others.groups],
@@ -158,8 +163,8 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
     largest = tested.groups[-1]
     return result, largest.verdict(
         f"the {largest.group.k} neurons whose ablation hurts most on other prompts carry the choice: together ablated "
-        f"({spec.how}) they change the share of right choices more than random neurons of the same layers do",
-        spec.seed, "accuracy")
+        f"({spec.how}) they lower the share of right choices further than random neurons of the same layers do",
+        spec.seed, "accuracy", "less")
 
 
 def _layers(model: Model, spec: AttributeSpec) -> list[int]:

@@ -5,7 +5,7 @@ Shape suffixes: G settings (groups of edits), N choices.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows, split_where
 from patchclamp.tasks.rows import ChoiceRow
 
+RowT = TypeVar("RowT")
 FEWEST = 4
 """Rows that finding and testing need each."""
 
@@ -98,13 +99,18 @@ def _choice(model: Model, row: ChoiceRow, file: str, number: int) -> Choice | No
     return Choice(*scored)
 
 
+def drawn(rows: Sequence[RowT], limit: int, seed: int) -> list[RowT]:
+    """At most `limit` of the rows, drawn at random, in their order."""
+    return [rows[i] for i in sorted(np.random.default_rng(seed).permutation(len(rows))[:limit].tolist())]
+
+
 def halves(choices: Sequence[Choice], seed: int, limit: int, file: str) -> tuple[list[Choice], list[Choice]]:
     """Rows to find with and other rows to test on, at most `limit` each, drawn at random; equal prompts stay on one
     side. SpecError if there are too few."""
     prompts = list(dict.fromkeys(choice.prompt for choice in choices))
     order = np.random.default_rng(seed).permutation(len(prompts))
     first = {prompts[i] for i in order[: (len(prompts) + 1) // 2]}
-    sides = [[c for c in choices if (c.prompt in first) is side][:limit] for side in (True, False)]
+    sides = [drawn([c for c in choices if (c.prompt in first) is side], limit, seed) for side in (True, False)]
     if min(map(len, sides)) < FEWEST:
         raise SpecError(f"{file}: {len(choices)} rows with {len(prompts)} different prompts are too few; half of them "
                         f"are for finding neurons and half for testing, at least {FEWEST} each")

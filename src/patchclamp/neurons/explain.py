@@ -17,7 +17,7 @@ from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import random_units
-from patchclamp.evidence.endpoint import Asked, Endpoint
+from patchclamp.evidence.endpoint import LONGEST, Asked, Endpoint
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
@@ -29,7 +29,7 @@ from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
 from patchclamp.neurons.rules import Rule, learn
-from patchclamp.neurons.scoring import Answers, Explanation, Score, Trial, answers, trial
+from patchclamp.neurons.scoring import Answers, Explanation, Score, Trial, answers, one_each, trial
 from patchclamp.neurons.table import QUANTILES, Index
 from patchclamp.tasks.files import DataFile
 
@@ -69,11 +69,13 @@ class ExplainSpec(Spec):
     """Base of an OpenAI-compatible API, e.g. http://localhost:11434/v1, whose model explains and simulates too."""
     endpoint_model: str | None = None
     """That model's name there."""
-    timeout: float = Field(120.0, gt=0)
+    timeout: float = Field(120.0, gt=0, le=86_400)
     """Seconds to wait for a reply."""
     retries: int = Field(5, ge=0, le=20)
     """How often a request that may still succeed (no connection, too many requests) is made again, waiting longer each
     time."""
+    thinking: bool = False
+    """The endpoint's model thinks before it answers; its replies may then be longer."""
     replies: DataFile | None = None
     """Where the model's replies are kept, so that a run that was cut off goes on; in the cache folder if left out."""
     local: str | None = None
@@ -121,7 +123,8 @@ class ExplainResult(Result):
     site: str
     explanations: list[Explained]
     threshold: float
-    """Activation from which the neuron counts as active: its 99 % quantile."""
+    """Activation from which the neuron counts as active: its 99 % quantile, or what is above that of a neuron that is
+    silent more often."""
     memory: Memory
     """What its weights say."""
     shown: list[Window]
@@ -163,7 +166,7 @@ class Material(NamedTuple):
     @property
     def firing(self) -> list[Window]:
         """Windows it is active in, the strongest first."""
-        return [w for w in (*self.shown.top, *self.shown.tenths) if w.value >= self.threshold]
+        return [w for w in one_each((*self.shown.top, *self.shown.tenths)) if w.value >= self.threshold]
 
 
 @method("neurons.explain", spec=ExplainSpec, result=ExplainResult)
@@ -183,7 +186,7 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     ways: list[list[Explanation]] = [[_rule(one) for one in materials]]
     if asked is not None:
         shown = [one.firing[: spec.shown] for one in materials[: 1 + ASKED_ABOUT]]
-        by_model = explained_by(asked, shown, own.threshold, progress)
+        by_model = explained_by(asked, shown, [one.threshold for one in materials], progress)
         if not by_model[0].text:
             raise ModelError(f"{asked.name} gave no explanation: its reply holds no words; take a model that follows "
                              "instructions")
@@ -216,7 +219,7 @@ def _asked(spec: ExplainSpec) -> Asked | None:
         return None
     keep = Path(spec.replies) if spec.replies else cache_dir() / "replies.jsonl"
     endpoint = Endpoint(spec.endpoint, spec.endpoint_model, timeout=spec.timeout, retries=spec.retries, keep=keep,
-                        who="The explainer")
+                        extra=LONGEST if spec.thinking else 0, who="The explainer")
     endpoint.check()
     return endpoint
 
@@ -248,7 +251,10 @@ def _material(
     known = found.units(layer, [unit])[0]
     if known.constant:
         return None
-    threshold = dict(zip(QUANTILES, known.quantiles, strict=True))[0.99]
+    quantiles = dict(zip(QUANTILES, known.quantiles, strict=True))
+    threshold = quantiles[0.99]
+    if threshold <= quantiles[0.5]:  # silent nearly everywhere: whatever lies above that is active
+        threshold = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
     kept = KEPT if is_own else KEPT // 2
     shown = texts_of(model, Site("neuron", layer, unit), found, "shown", top=kept, tenth=A_TENTH if is_own else 1,
                      random_windows=kept, context=spec.context, seed=spec.seed, progress=progress)

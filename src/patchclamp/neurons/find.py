@@ -52,9 +52,9 @@ class FindNeuronsSpec(SidesSpec):
     """What neurons are ranked by, on the finding half."""
     top: int = Field(20, ge=1)
     """How many neurons are reported."""
-    permutations: int = Field(1000, ge=100)
+    permutations: int = Field(1000, ge=100, le=100_000)
     """Shuffled labellings that p-values come from."""
-    controls: int = Field(20, ge=2)
+    controls: int = Field(20, ge=2, le=1000)
     """How many times the whole search is made again with shuffled labels."""
 
 
@@ -141,7 +141,9 @@ def find_neurons(model: Model, spec: FindNeuronsSpec, progress: Progress) -> Out
     units = [(layer, unit) for layer in layers for unit in range(model.anatomy.n_units(spec.point, layer))]
     sites_SU = [[Site(spec.point, layer, unit, where) for layer, unit in units] for where in wheres]
     best = best_of(searches, labels_N)
-    labellings = shuffled(labels_N, spec.controls, spec.seed)
+    labellings = np.zeros((spec.controls, len(labels_N)), dtype=bool)
+    for part_N, seed in ((first_N, spec.seed), (~first_N, spec.seed + 2)):
+        labellings[:, part_N] = shuffled(labels_N[part_N], spec.controls, seed)
     chance = [best_of(searches, one).heldout
               for one in progress.track(labellings, "searching with shuffled labels", spec.controls)]
     result = _result(spec, searches, sites_SU, labels_N, best, progress).model_copy(update={

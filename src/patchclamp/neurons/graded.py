@@ -13,7 +13,7 @@ from patchclamp.evidence.method import Progress, Spec
 from patchclamp.evidence.rater import Rater
 from patchclamp.forward import Edit, Model, Plan, Readout
 from patchclamp.forward.asked import as_prompt, auto_format
-from patchclamp.neurons.choices import read_choices
+from patchclamp.neurons.choices import drawn, read_choices
 from patchclamp.tasks.behaviour import prompts_in, texts_of
 from patchclamp.tasks.files import DataFile, locate_file, text_lines
 
@@ -65,6 +65,9 @@ class Readings(NamedTuple):
 
 def graded(model: Model, spec: GradedSpec, settings: Sequence[Sequence[Edit]], progress: Progress) -> Readings:
     """The readout of every prompt under every setting."""
+    if spec.where and (spec.tokens or spec.words or spec.judge):
+        raise SpecError("where chooses among the rows of a choice file, and tokens, words and judge take a file of "
+                        "prompts; leave one of them out")
     if spec.tokens:
         prompts = _prompts(model, spec)
         read = Readout.probability(*(model.token(token) for token in spec.tokens))
@@ -72,7 +75,7 @@ def graded(model: Model, spec: GradedSpec, settings: Sequence[Sequence[Edit]], p
         return Readings(f"the probability of {', '.join(map(repr, spec.tokens))}", values, [])
     if spec.words or spec.judge:
         return _of_answers(model, spec, settings, progress)
-    choices = read_choices(model, spec.prompts, spec.where).kept[: spec.limit]
+    choices = drawn(read_choices(model, spec.prompts, spec.where).kept, spec.limit, spec.seed)
     rows = [(c.prompt, [Readout.logit_difference(c.answer, c.distractor)]) for c in choices]
     return Readings("logit(answer) - logit(distractor)", _measured(model, rows, settings, progress), [])
 
@@ -88,7 +91,10 @@ def _measured(
 
 def _prompts(model: Model, spec: GradedSpec) -> list:
     format = auto_format(model) if spec.words or spec.judge else "text"
-    return [as_prompt(model, one, format) for one in prompts_in(spec.prompts)[: spec.limit]]
+    listed = prompts_in(spec.prompts)
+    if len(listed) < FEWEST:
+        raise SpecError(f"{spec.prompts} has {len(listed)} prompts; a curve needs {FEWEST} or more")
+    return [as_prompt(model, one, format) for one in drawn(listed, spec.limit, spec.seed)]
 
 
 def _of_answers(model: Model, spec: GradedSpec, settings: Sequence[Sequence[Edit]], progress: Progress) -> Readings:
@@ -100,7 +106,7 @@ def _of_answers(model: Model, spec: GradedSpec, settings: Sequence[Sequence[Edit
     for edits in progress.track(settings, "answering", len(settings)):
         answers += [one.text for one in model.generate(prompts, edits, spec.max_new_tokens)]
     if rater:
-        asked = texts_of(prompts_in(spec.prompts)[: spec.limit]) * len(settings)
+        asked = texts_of(drawn(prompts_in(spec.prompts), spec.limit, spec.seed)) * len(settings)
         items = [(spec.concept or "", question, answer) for question, answer in zip(asked, answers, strict=True)]
         ratings = rater.rate(items, progress)
         values = [float(rating.concept) if rating else math.nan for rating in ratings]

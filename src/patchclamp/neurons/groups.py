@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.controls import count_groups, random_units
 from patchclamp.evidence.method import Progress
-from patchclamp.evidence.verdict import Interval, Verdict, judge
+from patchclamp.evidence.verdict import Direction, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
 from patchclamp.neurons.choices import Scores, score
 from patchclamp.neurons.removal import Removal
@@ -96,13 +96,15 @@ class Measured(NamedTuple):
     controls: dict[str, np.ndarray]
     """By measure [G, N], G random groups."""
 
-    def verdict(self, claim: str, seed: int, measure: str = "logit_difference") -> Verdict:
+    def verdict(
+        self, claim: str, seed: int, measure: str = "logit_difference", direction: Direction = "differs"
+    ) -> Verdict:
         """Whether the group moves the measure further than random groups do."""
         controls = self.controls[measure]
         return judge(
             self.changes[measure], controls if len(controls) else NO_CONTROL,
             claim=claim + ("" if len(controls) else " (a block has no such group left beside these)"),
-            against="distribution", seed=seed,
+            against="distribution", direction=direction, seed=seed,
         )
 
 

@@ -82,11 +82,13 @@ class InWords:
         return [read_yes(reply) for reply in self.asked.ask_all(questions, SHORT, self.progress, "fuzzing")]
 
 
-def explain(asked: Asked, shown: Sequence[Sequence[Window]], threshold: float, progress: Progress) -> list[InWords]:
-    """For each neuron, given the windows it is active in, an explanation in one line; empty where the model gave
-    none."""
+def explain(
+    asked: Asked, shown: Sequence[Sequence[Window]], thresholds: Sequence[float], progress: Progress
+) -> list[InWords]:
+    """For each neuron, given the windows it is active in and the activation it counts as active from, an explanation in
+    one line; empty where the model gave none."""
     questions = [EXPLAIN.format(passages="\n\n".join(_passage(w, threshold, windows) for w in windows))
-                 for windows in shown]
+                 for windows, threshold in zip(shown, thresholds, strict=False)]
     replies = asked.ask_all(questions, LINE, progress, "explaining")
     return [InWords(read_line(reply), asked, progress) for reply in replies]
 

@@ -111,11 +111,14 @@ def _matches(model: Model, layer: int, unit: int) -> list[Word]:
     core, down = part(anatomy.blocks[layer], anatomy.family.mlp_core), part(anatomy.blocks[layer],
                                                                            anatomy.family.down_proj)
     kept: list[Tensor] = []
-    hook = down.register_forward_pre_hook(lambda module, args: kept.append(args[0][0, :, unit].float().cpu()))
+    hook = down.register_forward_pre_hook(
+        lambda module, args: kept.append(args[0].reshape(-1, args[0].shape[-1])[:, unit].float().cpu()))
     weight_VD: Tensor = model.hf.get_input_embeddings().weight.data  # type: ignore[assignment]
     try:
         for first in range(0, len(weight_VD), TOKENS_AT_ONCE):
             core(norm(weight_VD[None, first : first + TOKENS_AT_ONCE]))
+    except (RuntimeError, TypeError):  # an embedding of another width, an MLP that takes more than the stream
+        return []
     finally:
         hook.remove()
     return _words(model, torch.cat(kept), True)

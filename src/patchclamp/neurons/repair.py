@@ -41,7 +41,7 @@ class RepairSpec(ChoicesSpec):
     by: Literal["total", "direct"] = "total"
     """Look for the neurons whose ablation hurts most in the end, or for those that write the answer directly, whose
     ablation would hurt most if nothing downstream changed."""
-    shortlist: int = Field(30, ge=2, le=500)
+    shortlist: int = Field(30, ge=2, le=200)
     """How many neurons to look for if none are named."""
     lost: float = Field(0.5, gt=0, le=1)
     """The necessary group takes away at least this share of the logit difference."""
@@ -96,12 +96,12 @@ class RepairResult(Result):
     norm: float
     """What the final norm adds to the total because the stream's size has changed (and a softcap, where there is
     one)."""
-    response: Interval
-    """Total less direct, turned so that repair is positive: mean over testing rows."""
-    random_response: Interval
-    """The same of random groups, turned by their own direct effect."""
+    share: Interval
+    """Share of the mean direct effect that is made good, over testing rows; negative where later blocks add to it."""
+    random_share: Interval
+    """The same of random groups: mean and 95 % range; wide, since their direct effects are small."""
     necessary: Smallest | None
-    """None where all neurons together take away less."""
+    """None where all neurons together take away less, or the model prefers the distractor on the finding rows."""
     sufficient: Smallest | None
     base: float
     """Logit difference of the unedited model on the testing rows."""
@@ -129,8 +129,8 @@ def repair(model: Model, spec: RepairSpec, progress: Progress) -> Outcome:
     """Compare what ablating neurons does directly with what it does in the end: do later blocks repair it?
 
     Beside it the smallest groups: without which the behaviour goes, and which alone of the named neurons keep it. They
-    are found on half of the rows and tested on the other half. The verdict asks whether the model answers the ablation
-    of all named neurons with more repair than that of random neurons of the same layers.
+    are found on half of the rows and tested on the other half. The verdict asks whether a larger share of the direct
+    effect of all named neurons is made good than of random neurons of the same layers.
     """
     choices = read_choices(model, spec.prompts, spec.where)
     finding, testing = halves(choices.kept, spec.seed, spec.limit, spec.prompts)
@@ -144,16 +144,16 @@ def repair(model: Model, spec: RepairSpec, progress: Progress) -> Outcome:
     base = score_unedited(model, testing, progress)
     measure = measure_ablated(model, finding, lambda site: _edit(spec, site), progress)
     carried, all_gone = (float(x) for x in measure([[], ranked]))
-    need = necessary(measure, ranked, (1 - spec.lost) * carried)
+    need = necessary(measure, ranked, (1 - spec.lost) * carried) if carried > 0 else None
     enough = sufficient(measure, ranked, all_gone + spec.kept * (carried - all_gone)) if all_gone < carried else None
-    random_GN = np.array([one.towards_repair for one in random])
+    shares_G = [one.share for one in random if np.isfinite(one.share)]
+    beside_share = control_range(shares_G) if len(shares_G) > 1 else NO_CONTROL
     result = RepairResult(
         neurons=[_repaired(str(site), one) for site, one in zip(ranked, found[1:], strict=False)],
         together=_repaired(f"all {len(ranked)}", whole),
         responses=[Response(block=i, attn=float(a.mean()), mlp=float(m.mean()))
                    for i, (a, m) in enumerate(zip(whole.attn, whole.mlp, strict=True))],
-        norm=float(whole.norm.mean()), response=bootstrap_mean(whole.towards_repair, spec.seed),
-        random_response=control_range(random_GN.mean(1)) if len(random_GN) else NO_CONTROL,
+        norm=float(whole.norm.mean()), share=bootstrap_mean(whole.shares, spec.seed), random_share=beside_share,
         necessary=_tested(model, spec, testing, need, ranked, False, progress),
         sufficient=_tested(model, spec, testing, enough, ranked, True, progress),
         base=float(base.logit_difference.mean()), right=float(base.right.mean()),
@@ -161,10 +161,10 @@ def repair(model: Model, spec: RepairSpec, progress: Progress) -> Outcome:
         found_on=len(finding), tested_on=len(testing),
     )
     verdict = judge(
-        whole.towards_repair, random_GN if len(random_GN) else NO_CONTROL, direction="greater",
+        whole.shares, np.array(shares_G) if len(shares_G) else NO_CONTROL, direction="greater",
         against="distribution", seed=spec.seed,
         claim=f"what comes after {len(ranked)} neurons repairs their ablation (direct effect {whole.direct.mean():.3g}"
-              f", total {whole.total.mean():.3g}; the difference against that of random neurons of the same layers)")
+              f", total {whole.total.mean():.3g}; the share against that of random neurons of the same layers)")
     return result, verdict
 
 

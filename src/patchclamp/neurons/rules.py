@@ -62,9 +62,14 @@ def learn(windows: Sequence[Window], threshold: float) -> Rule:
     """The rule that fits these windows best; it has no n-gram where none helps."""
     places: dict[Gram, set[int]] = defaultdict(set)
     values: list[float] = []
+    seen: set[tuple[int, int]] = set()
     for window in windows:
         words = [normal(token) for token in window.tokens]
         for end, value in enumerate(window.activations):
+            place = window.window, window.position - window.at + end
+            if place in seen:  # windows of one place overlap
+                continue
+            seen.add(place)
             for gram in _ending(words, end):
                 places[gram].add(len(values))
             values.append(value)

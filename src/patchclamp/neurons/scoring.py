@@ -7,7 +7,7 @@
 Bills et al. 2023 (simulation); Paulo et al. 2024, arXiv 2410.13928 (detection, fuzzing), as balanced accuracies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,7 +46,7 @@ class Score(Part):
     fuzzing: Interval
     """Balanced accuracy, .5 is chance."""
     unanswered: float
-    """Share of questions without an answer; they are left out of the scores."""
+    """Share of questions without an answer: half right in detection and fuzzing, left out of simulation."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def trial(
 ) -> Trial:
     """Arrange windows as questions: active ones, ones from the whole range of activations, random ones. SpecError if
     there are too few."""
-    firing = [window for window in (*active, *spread) if window.value >= threshold]
-    quiet = [window for window in random if max(window.activations) < threshold]
+    whole = one_each((*active, *spread, *random))
+    firing = [window for window in one_each((*active, *spread)) if window.value >= threshold]
+    quiet = [window for window in one_each(random) if max(window.activations) < threshold]
     n = min(len(firing), len(quiet))
     if n < FEWEST:
         which = "active" if len(firing) < FEWEST else "inactive"
@@ -95,15 +96,20 @@ def trial(
         count = min(len(hot), len(cold))
         right.append(hot[:count] if count else hot)
         wrong.append(sorted(generator.permutation(cold)[:count].tolist()))
-    return Trial(threshold, firing[:n], quiet[:n], [*active, *spread, *random], right, wrong)
+    return Trial(threshold, firing[:n], quiet[:n], whole, right, wrong)
+
+
+def one_each(windows: Iterable[Window]) -> list[Window]:
+    """The first of the passages from each window of the corpus: others may overlap with it."""
+    return list({window.window: window for window in reversed(list(windows))}.values())[::-1]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an explanation said, question by question; no answer is NaN."""
+    """What an explanation said, question by question."""
 
     detection: np.ndarray
-    """Whether right, [2n]."""
+    """1 where right, 0 where wrong, 1/2 without an answer, which is chance; [2n]."""
     fuzzing: np.ndarray
     simulated: list[tuple[np.ndarray, np.ndarray]]
     """Expected and actual activation of each window that was simulated."""
@@ -111,9 +117,8 @@ class Answers:
 
     @property
     def correct(self) -> np.ndarray:
-        """Detection and fuzzing together, without the unanswered."""
-        both = np.concatenate([self.detection, self.fuzzing])
-        return both[np.isfinite(both)]
+        """Detection and fuzzing together."""
+        return np.concatenate([self.detection, self.fuzzing])
 
     def score(self, seed: int) -> Score:
         return Score(simulation=_correlation(self.simulated, seed), detection=_mean(self.detection, seed),
@@ -139,12 +144,11 @@ def answers(explanation: Explanation, asked: Trial) -> Answers:
 
 
 def _right(said: bool | None, true: bool) -> float:
-    return np.nan if said is None else float(said == true)
+    return 0.5 if said is None else float(said == true)
 
 
 def _mean(values: np.ndarray, seed: int) -> Interval:
-    known = values[np.isfinite(values)]
-    return bootstrap_mean(known, seed) if len(known) else NO_INTERVAL
+    return bootstrap_mean(values, seed) if len(values) else NO_INTERVAL
 
 
 def _correlation(simulated: Sequence[tuple[np.ndarray, np.ndarray]], seed: int) -> Interval:

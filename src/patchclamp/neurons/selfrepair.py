@@ -52,9 +52,10 @@ class Repair:
         return 1 - float(self.total.mean()) / direct if direct else float("nan")
 
     @property
-    def towards_repair(self) -> np.ndarray:
-        """How far the total is from the direct effect in the direction of no effect, [N]."""
-        return (self.direct - self.total) * np.sign(self.direct.mean())
+    def shares(self) -> np.ndarray:
+        """How far each prompt's total falls short of its direct effect, in units of the mean direct effect, [N]; their
+        mean is `share`."""
+        return (self.direct - self.total) / self.direct.mean()
 
 
 class Anatomist:

@@ -187,6 +187,8 @@ def merge_shards(manifest: Manifest, folder: Path) -> None:
             _write_tables(_tables(manifest, folder), folder / INDEX, manifest.identity)
     for shard in range(manifest.shards):
         shard_path(folder, shard).unlink(missing_ok=True)
+    for left in (folder / "shards").glob(".*.part"):  # what a killed process was writing
+        left.unlink(missing_ok=True)
     remove_if_empty(folder / "shards")
 
 
