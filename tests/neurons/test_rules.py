@@ -7,7 +7,6 @@ import pytest
 from patchclamp.neurons.found import Window
 from patchclamp.neurons.rules import learn, normal
 
-
 NUMBERS = count()
 
 

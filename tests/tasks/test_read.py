@@ -532,3 +532,15 @@ class TestHub:
 
     def test_no_name(self):
         assert "write hf:NAME" in message(lambda: list(read_corpus("hf:")))
+
+
+def test_a_minimal_pair_of_sentences_is_a_choice(tmp_path):
+    path = tmp_path / "blimp.jsonl"
+    path.write_text('{"sentence_good": "Eva has scared these children.", "UID": "x", '
+                    '"sentence_bad": "Eva has scared these child."}\n')
+    (row,) = read_rows(path, ChoiceRow)
+    assert (row.prompt, row.answer, row.distractor) == ("Eva has scared these", " children.", " child.")
+    assert row.UID == "x"
+    path.write_text('{"sentence_good": "Cats sleep.", "sentence_bad": "Dogs sleep."}\n')
+    with pytest.raises(FileError, match=r"line 1: .*begin alike and then differ by a word"):
+        read_rows(path, ChoiceRow)

@@ -94,6 +94,19 @@ class ChoiceRow(Row):
     distractor: Text
     """The wrong continuation, written the same way."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_sentences(cls, row: Any) -> Any:
+        """A minimal pair of sentences (BLiMP, Warstadt et al. 2020): what they begin with in common is the prompt."""
+        if not isinstance(row, dict) or "prompt" in row or not {"sentence_good", "sentence_bad"} <= row.keys():
+            return row
+        good, bad = str(row["sentence_good"]).split(" "), str(row["sentence_bad"]).split(" ")
+        shared = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), min(len(good), len(bad)))
+        if not shared or shared in (len(good), len(bad)):
+            raise ValueError("fields 'sentence_good' and 'sentence_bad' have to begin alike and then differ by a word")
+        answers = {name: f" {' '.join(words[shared:])}" for name, words in (("answer", good), ("distractor", bad))}
+        return {**row, "prompt": " ".join(good[:shared]), **answers}
+
     @model_validator(mode="after")
     def _differ(self) -> ChoiceRow:
         _require_different(self.answer, self.distractor, "answer", "distractor")

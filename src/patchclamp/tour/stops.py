@@ -53,8 +53,10 @@ def on_plurals(n: int, **more: Any) -> Callable[[Model, Progress, Path], Fields]
 
 
 def number_labels(model: Model, progress: Progress, folder: Path) -> Fields:
-    """Beginnings of sentences, labelled by the number of the noun to come."""
+    """Beginnings of sentences, labelled by the number of the noun to come. An adjective stands at the end, so that the
+    last token itself does not tell."""
     import json
+    from itertools import cycle
 
     from patchclamp.tasks.read import read_rows
     from patchclamp.tasks.rows import ChoiceRow
@@ -62,8 +64,9 @@ def number_labels(model: Model, progress: Progress, folder: Path) -> Fields:
     rows = [row for name in ("agreement-validation", "agreement") for row in read_rows(f"example:{name}", ChoiceRow)]
     path = folder / "number.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {json.dumps({"text": row.prompt, "label": getattr(row, "number")}) for row in rows}  # noqa: B009
-    path.write_text("".join(f"{line}\n" for line in sorted(lines)))
+    lines = [json.dumps({"text": f"{row.prompt} {word}", "label": getattr(row, "number")})  # noqa: B009
+             for row, word in zip(rows, cycle(("old", "small", "strange", "new", "little")), strict=False)]
+    path.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)))
     return {"source": str(path), "label": "plural"}
 
 
@@ -116,9 +119,9 @@ def task_stop(heading: str, name: str) -> Stop:
 STOPS: tuple[Stop, ...] = (
     Stop(
         "Active when a plural is due",
-        "First step: is there a neuron that is active where the behaviour occurs? 'She looked at these' calls for a "
-        "plural, 'She looked at this' does not. How many of 46,080 neurons tell the two apart, how many would seem to "
-        "with shuffled labels, and do they on sentences they were not found with?",
+        "First step: is there a neuron that is active where the behaviour occurs? 'She looked at these old' calls for "
+        "a plural, 'She looked at this old' does not. How many of 46,080 neurons tell the two apart at the word 'old', "
+        "how many would seem to with shuffled labels, and do they on sentences they were not found with?",
         SMOLLM2, "neurons.find", number_labels,
     ),
     Stop(
