@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from patchclamp.neurons.index import IndexedNeurons
 
 NEURONS, TOP, BOTTOM = 6, 8, 4
+BEFORE, AFTER = -9, 3
+"""Columns around the peak that fit on a page; the whole windows are in the passages below."""
 """How many neurons are drawn, and how many windows of each sign."""
 LETTERS = 9
 """Longer tokens are cut."""
@@ -83,6 +85,7 @@ def _windows(neuron: "NeuronExamples", windows: "list[Window]") -> alt.LayerChar
          "activation": value, "peak": index == w.at}
         for row, w in enumerate(windows)
         for index, (token, value) in enumerate(zip(w.tokens, w.activations, strict=True))
+        if BEFORE <= index - w.at <= AFTER
     ])
     names = "[" + ",".join(f"'{w.value:.3g}'" for w in windows) + "][datum.value]"
     base = alt.Chart(data).encode(

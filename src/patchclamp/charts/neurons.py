@@ -167,12 +167,12 @@ def panels(groups: Sequence["Group"], about: str = "", x: str = "units ablated")
             for g in groups for r in [getattr(g.random, measure)]
         ])
         base = alt.Chart(data).encode(x=alt.X("k:O", title=x, axis=alt.Axis(labelAngle=0)))
-        band = base.mark_bar(color=CONTROL, opacity=0.5, width=18).encode(
+        band = base.mark_bar(color=CONTROL, opacity=0.5, width=12).encode(
             y=alt.Y("low:Q", title=None), y2="high:Q", tooltip=["k", "mean", "low", "high"])
-        middle = base.mark_tick(color="#606060", width=18, thickness=2).encode(y="mean:Q")
-        points = base.mark_point(color=EFFECT, filled=True, size=80, opacity=1).encode(
+        middle = base.mark_tick(color="#606060", width=12, thickness=2).encode(y="mean:Q")
+        points = base.mark_point(color=EFFECT, filled=True, size=55, opacity=1).encode(
             y="effect:Q", tooltip=["k", "sites", alt.Tooltip("effect", format="+.4f")])
         zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(strokeDash=[3, 3], color="#909090").encode(y="y:Q")
         charts.append((zero + band + middle + points).properties(
-            width=max(110, 26 * len(groups)), height=190, title=title))
+            width=max(90, min(135, 20 * len(groups))), height=170, title=alt.Title(title, fontSize=11)))
     return alt.hconcat(*charts, title=alt.Title(about, anchor="start") if about else alt.Undefined)

@@ -125,11 +125,11 @@ STOPS: tuple[Stop, ...] = (
         SMOLLM2, "neurons.find", number_labels,
     ),
     Stop(
-        "Without them: zero, mean, another sentence's value",
+        "Without them: zero, mean, the value of another sentence",
         "Second step: the eight neurons that matter most on other sentences are taken away, one more at a time, beside "
-        "as many random neurons of the same blocks. Zero is itself an intervention, so their mean and their value in "
-        "another sentence stand beside it. How far does the probability move, how often does the first choice change, "
-        "and what happens to the singular?",
+        "as many random neurons of the same blocks. Zero is itself an intervention, so their mean over other text and "
+        "their value in another plural sentence stand beside it. How far does the probability move, how often does "
+        "the first choice change, and what happens to the singular?",
         SMOLLM2, "neurons.ablate", on_plurals(8, ranked=True),
     ),
     Stop(
