@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from patchclamp.neurons.index import IndexedNeurons
 
 NEURONS, TOP, BOTTOM = 6, 8, 4
+"""How many neurons are drawn, and how many windows of each sign."""
 BEFORE, AFTER = -9, 3
 """Columns around the peak that fit on a page; the whole windows are in the passages below."""
-"""How many neurons are drawn, and how many windows of each sign."""
 LETTERS = 9
 """Longer tokens are cut."""
 WIDE, HIGH = 56, 18
