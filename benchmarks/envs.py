@@ -56,6 +56,7 @@ PEERS = {
         Peer("nnterp", "nnterp==1.3.0", "nnterp_worker.py", (TRANSFORMERS, "nnsight==0.7.0")),
         Peer("interpreto", "interpreto==0.5.2", "interpreto_worker.py", (TRANSFORMERS, "nnsight==0.7.0")),
         Peer("tuned-lens", "tuned-lens==0.2.0", "tuned_lens_worker.py", ("transformers==4.46.3", "numpy<2.3")),
+        Peer("captum", "captum==0.9.0", "captum_worker.py"),
     )
 }
 

@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,6 +34,8 @@ ABLATED_LAYER = 15
 STEERED_LAYER = 15
 NEW_TOKENS = 64
 ROWS_PER_BATCH = 64
+NEURONS_AT_ONCE = 32
+"""Of a sweep over neurons, each on all choices: with eight choices 256 rows a forward."""
 TABLE_TOKENS = 20
 """Length of each continuation of the Patchscope table."""
 LEAST = -80.0
@@ -70,6 +72,8 @@ class Setup:
     """The steering vector, [D]."""
     threads: int
     """How many threads torch may use."""
+    choices: list[tuple[list[int], int, int]] = field(default_factory=list)
+    """For `neuron_sweep.py`: prompts of one length, with answers and distractors."""
 
 
 class Worker:
@@ -104,6 +108,11 @@ class Worker:
 
     def ablate(self, positions: str, neurons: list[int], variant: str) -> Any:
         """Logit difference of the short prompt with one neuron of `ABLATED_LAYER` set to zero: [neurons]."""
+        raise NotImplementedError
+
+    def sweep(self, neurons: list[tuple[int, int]], variant: str) -> Any:
+        """What setting one neuron (layer, unit) to zero at the last position adds to the choices' logit difference:
+        mean over the choices, [neurons]."""
         raise NotImplementedError
 
     def generate(self, variant: str) -> Any:
@@ -143,6 +152,8 @@ class Worker:
             return self.patch(request["positions"], variant)
         if task == "ablate":
             return self.ablate(request["positions"], request["neurons"], variant)
+        if task == "sweep":
+            return self.sweep([(layer, unit) for layer, unit in request["neurons"]], variant)
         if task == "lens_many":
             return self.lens_many(setup.prompts[: request["prompts"]], variant)
         if task in ("generate", "last_logits", "lens_one", "patchscope"):
@@ -164,6 +175,19 @@ class Worker:
 def logit_difference(logits_BV: torch.Tensor, setup: Setup) -> torch.Tensor:
     """answer - distractor, [B]."""
     return logits_BV[..., setup.answer] - logits_BV[..., setup.distractor]
+
+
+def choice_tokens(setup: Setup) -> torch.Tensor:
+    """The choices' prompts as one batch, [N, T]."""
+    return torch.tensor([prompt for prompt, _, _ in setup.choices])
+
+
+def choice_differences(logits_RV: torch.Tensor, setup: Setup) -> torch.Tensor:
+    """answer - distractor of rows that repeat the choices, choice after choice: [R / N, N]."""
+    answers, distractors = (torch.tensor(ids) for ids in list(zip(*setup.choices, strict=True))[1:])
+    logits = logits_RV.unflatten(0, (-1, len(setup.choices)))
+    rows = torch.arange(len(answers))
+    return logits[:, rows, answers] - logits[:, rows, distractors]
 
 
 def chunks(rows: list[Any], size: int = ROWS_PER_BATCH) -> list[list[Any]]:
@@ -248,7 +272,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def fewer(request: dict[str, Any]) -> dict[str, Any]:
     """What makes a request short enough for a warm-up: two neurons or prompts, or one position of a patch sweep."""
-    if request["task"] == "ablate":
+    if request["task"] in ("ablate", "sweep"):
         return {"neurons": request["neurons"][:2]}
     if request["task"] == "lens_many":
         return {"prompts": 2}
@@ -258,25 +282,35 @@ def fewer(request: dict[str, Any]) -> dict[str, Any]:
 def answer(worker: Worker, setup: Setup, request: dict[str, Any], warmed: set[str]) -> dict[str, Any]:
     """Time one request. The first of its kind is run once beforehand, with fewer rows where it has many.
 
-    Memory, where the request asks for it, is measured in a run of its own before the clock starts.
+    Memory, where asked for, is measured in a run of its own before the clock starts, or "meanwhile".
     """
     key = json.dumps({name: request.get(name) for name in ("task", "variant", "prompt", "positions")})
     if key not in warmed:
         worker.perform(request | fewer(request), setup)
         warmed.add(key)
-    peak = peak_growth(lambda: worker.perform(request, setup)) if request.get("memory") else None
     seconds: list[float] = []
+    processor: list[float] = []
     result: Any = None
-    for _ in range(request.get("repeat", 1)):
+
+    def timed() -> None:
+        nonlocal result
         result = None
         gc.collect()
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         result = worker.perform(request, setup)
         seconds.append(time.perf_counter() - start)
+        processor.append(time.process_time() - used)
+
+    if request.get("memory") == "meanwhile":
+        peak = peak_growth(timed)
+    else:
+        peak = peak_growth(lambda: worker.perform(request, setup)) if request.get("memory") else None
+        for _ in range(request.get("repeat", 1)):
+            timed()
     array = worker.numbers(result, request["task"])
     if "check" in request:
         np.save(request["check"], array, allow_pickle=False)
-    return {"seconds": seconds, "shape": list(array.shape), "peak": peak, **size_of(result)}
+    return {"seconds": seconds, "processor": processor, "shape": list(array.shape), "peak": peak, **size_of(result)}
 
 
 def private_stdout() -> TextIO:

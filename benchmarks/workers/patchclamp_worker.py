@@ -19,8 +19,11 @@ from common import (
 )
 
 import patchclamp as pc
+from patchclamp.evidence.method import Silent
 from patchclamp.lenses.patchscope import DESCRIBE, StateReading, make_target
 from patchclamp.lenses.reading import decoded, streams
+from patchclamp.neurons.attribute import exact_effects
+from patchclamp.neurons.choices import Choice
 
 EVERY_POINT = ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "pattern", "neuron", "gate")
 
@@ -33,6 +36,7 @@ class Patchclamp(Worker):
         "capture_everything": f"capture(), {len(EVERY_POINT)} points of every block, embed, logits",
         "patch": "a Plan of swap edits",
         "ablate": "a Plan of zero edits",
+        "sweep": "exact_effects(): what neurons.attribute calls",
         "generate": "generate() with an add edit",
         "last_logits": "run(), the default readout",
         "lens_one": "streams(), decoded(): what lens.logit calls",
@@ -72,6 +76,11 @@ class Patchclamp(Worker):
     def ablate(self, positions: str, neurons: list[int], variant: str) -> torch.Tensor:
         sites = [f"neuron.{ABLATED_LAYER}.{neuron}@{positions}" for neuron in neurons]
         return self.differences([(self.setup.short, pc.Edit.zero(site)) for site in sites])
+
+    def sweep(self, neurons: list[tuple[int, int]], variant: str) -> Any:
+        choices = [Choice(tuple(prompt), answer, distractor) for prompt, answer, distractor in self.setup.choices]
+        sites = [pc.Site.parse(f"neuron.{layer}.{unit}@last") for layer, unit in neurons]
+        return exact_effects(self.model, choices, sites, "zero", (), Silent())
 
     def generate(self, variant: str) -> torch.Tensor:
         edit = pc.Edit.add(f"resid.{STEERED_LAYER}", self.setup.vector, unit="raw")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from common import (
     ABLATED_LAYER,
+    NEURONS_AT_ONCE,
     NEW_TOKENS,
     STEERED_LAYER,
     TABLE_TOKENS,
@@ -17,6 +18,8 @@ from common import (
     as_grid,
     as_table,
     cells,
+    choice_differences,
+    choice_tokens,
     chunks,
     first_choice,
     logit_difference,
@@ -59,6 +62,7 @@ class PlainHuggingFace(Worker):
         "patch/batched": "64 patches a forward, logits_to_keep=1",
         "ablate/loop": "one forward and one hook a neuron",
         "ablate/batched": "64 neurons a forward, logits_to_keep=1",
+        "sweep/batched": f"{NEURONS_AT_ONCE} neurons a forward, logits_to_keep=1",
         "generate": "generate() under one forward hook",
         "last_logits/last": "logits_to_keep=1",
         "last_logits/all": "logits_to_keep=0, then the last row",
@@ -149,6 +153,29 @@ class PlainHuggingFace(Worker):
                 keep = 0 if variant == "loop" else 1
                 logits_BV = self.logits(tokens.expand(len(rows), -1), keep=keep)
             found.append(logit_difference(logits_BV, self.setup))
+        return torch.cat(found)
+
+    def sweep(self, neurons: list[tuple[int, int]], variant: str) -> torch.Tensor:
+        tokens = choice_tokens(self.setup)
+        base_N = choice_differences(self.logits(tokens, keep=1), self.setup)[0]
+        found: list[torch.Tensor] = []
+        for some in chunks(neurons, NEURONS_AT_ONCE):
+
+            def silence_in(layer: int, some: list[tuple[int, int]] = some) -> Callable[..., Any]:
+                def silence(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+                    edited = inputs[0].clone()
+                    for row, (at, unit) in enumerate(some):
+                        if at == layer:
+                            edited[row * len(tokens) : (row + 1) * len(tokens), -1, unit] = 0
+                    return (edited,)
+
+                return silence
+
+            touched = sorted({layer for layer, _ in some})
+            pairs = ((self.blocks[layer].mlp.down_proj, silence_in(layer)) for layer in touched)
+            with hooked(*pairs, before=True):
+                logits_RV = self.logits(tokens.repeat(len(some), 1), keep=1)
+            found.append((choice_differences(logits_RV, self.setup) - base_N).mean(1))
         return torch.cat(found)
 
     def generate(self, variant: str) -> torch.Tensor:

@@ -9,12 +9,15 @@ import pandas as pd
 import torch
 from common import (
     ABLATED_LAYER,
+    NEURONS_AT_ONCE,
     NEW_TOKENS,
     STEERED_LAYER,
     Setup,
     Worker,
     as_grid,
     cells,
+    choice_differences,
+    choice_tokens,
     chunks,
     logit_difference,
     same_lengths,
@@ -35,6 +38,8 @@ class TransformerLens(Worker):
         "patch/batched": "run_with_hooks, 64 patches a forward",
         "ablate/loop": "run_with_hooks, one neuron a forward",
         "ablate/batched": "run_with_hooks, 64 neurons a forward",
+        "sweep/loop": "run_with_hooks, one neuron a forward",
+        "sweep/batched": f"run_with_hooks, {NEURONS_AT_ONCE} neurons a forward",
         "generate": "bridge.generate() inside bridge.hooks()",
         "lens_one": "tools.analysis.logit_lens()",
         "lens_many/loop": "logit_lens(top_k=1), one prompt a call",
@@ -107,6 +112,24 @@ class TransformerLens(Worker):
             hooks = [(name, partial(silence, rows=rows))]
             logits = self.model.run_with_hooks(tokens.expand(len(rows), -1), fwd_hooks=hooks)
             found.append(logit_difference(logits[:, -1], self.setup))
+        return torch.cat(found)
+
+    def sweep(self, neurons: list[tuple[int, int]], variant: str) -> torch.Tensor:
+        tokens = choice_tokens(self.setup)
+        base_N = choice_differences(self.model(tokens)[:, -1], self.setup)[0]
+
+        def silence(value: torch.Tensor, hook: Any, row: int, unit: int) -> torch.Tensor:
+            value[row * len(tokens) : (row + 1) * len(tokens), -1, unit] = 0
+            return value
+
+        found: list[torch.Tensor] = []
+        for some in chunks(neurons, 1 if variant == "loop" else NEURONS_AT_ONCE):
+            hooks = [
+                (f"blocks.{layer}.mlp.hook_post", partial(silence, row=row, unit=unit))
+                for row, (layer, unit) in enumerate(some)
+            ]
+            logits = self.model.run_with_hooks(tokens.repeat(len(some), 1), fwd_hooks=hooks)
+            found.append((choice_differences(logits[:, -1], self.setup) - base_N).mean(1))
         return torch.cat(found)
 
     def generate(self, variant: str) -> torch.Tensor:
