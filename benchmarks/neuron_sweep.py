@@ -5,13 +5,13 @@
 
 The question: what does setting one neuron (an input of `down_proj`) to zero at the last position add to the logit
 difference of answer and distractor, mean over 8 agreement sentences of one length? patchclamp sweeps all 46,080
-neurons, a share of the layers in each round; between its shares the others measure a sample, and
-their time is scaled up. Captum works layer by layer: it gets two whole forwards of two layers, the others
-neurons of every layer. Each layer's neurons with the largest estimates (gradient times activation) are among them, so
-that agreement is not the agreement of zeros. All numbers are compared with plain transformers'.
+neurons, a share of the layers in each round; between its shares the others measure a sample, and their time is scaled
+up. captum works layer by layer: it gets a full batch of each of two layers, the others neurons of every layer. Each
+layer's neurons with the largest estimates (gradient times activation) are among them, so that agreement is not the
+agreement of zeros. All numbers are compared with plain transformers'.
 
-Printed, and kept as JSON: wall and processor time, for on a busy machine the second says more; peak memory over what
-the process held at rest; the largest difference; the load before every measurement.
+Printed, and kept as JSON: wall and processor time; peak memory over what the process held at rest; the largest
+difference; the load before every measurement. Run it on an idle machine: on a busy one the ratios are others.
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ def entries(estimates: torch.Tensor, rounds: int, parts: int) -> list[Entry]:
         Entry(REFERENCE, "batched", [sample], scale),
         Entry("transformer-lens", "loop", [sample], scale),
         Entry("transformer-lens", "batched", [sample], scale),
-        Entry("captum", "loop", [captum], evaluations),
         Entry("captum", "batched", [captum], evaluations),
         Entry(OURS, "sample", [sample], scale),
         Entry(REFERENCE, "batched", [captum], timed=False),

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 class Captum(Worker):
     packages = ("torch", "transformers", "captum")
     how = {  # noqa: RUF012
-        "sweep/loop": "LayerFeatureAblation, one neuron a forward, logits_to_keep=1",
-        "sweep/batched": f"LayerFeatureAblation, perturbations_per_eval={NEURONS_AT_ONCE}, logits_to_keep=1",
+        "sweep": f"LayerFeatureAblation, perturbations_per_eval={NEURONS_AT_ONCE}, logits_to_keep=1",
     }
 
     def load(self, setup: Setup) -> None:
@@ -36,7 +35,7 @@ class Captum(Worker):
                 tokens,
                 layer_mask=self.features(units, tokens.shape[1], down.in_features),
                 attribute_to_layer_input=True,
-                perturbations_per_eval=1 if variant == "loop" else NEURONS_AT_ONCE,
+                perturbations_per_eval=NEURONS_AT_ONCE,
             )
             found |= {(layer, unit): -lost[:, -1, unit].mean() for unit in units}
         return torch.stack([found[neuron] for neuron in neurons])
