@@ -12,7 +12,8 @@ from patchclamp.tour import STOPS, take
 from patchclamp.tour.documentation import write_documentation
 from patchclamp.tour.stops import plural_neurons
 
-MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.explain")
+MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.explain", "neurons.ablate",
+           "neurons.attribute", "neurons.repair")
 QUICK = [stop for stop in STOPS if stop.method not in MINUTES]
 """The others ask the same methods as other tests do, of as many prompts as there are."""
 
