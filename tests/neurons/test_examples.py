@@ -191,7 +191,7 @@ def test_random_windows_are_drawn_from_all_places_and_carry_the_activation_there
     ({"sites": ["neuron.1.7"], "corpus": "nowhere.txt"}, FileError, "nowhere"),
     ({"sites": ["neuron.1.7"], "corpus": "example:neutral", "index": "x"}, SpecError, "both"),
     ({"sites": ["neuron.1.7"], "length": 129}, SpecError, "context is 128"),
-    ({"sites": ["neuron.1.7"], "tokens": 100}, FileError, "fills 0 sequences"),
+    ({"sites": ["neuron.1.7"], "tokens": 50}, FileError, "fills 0 sequences"),
 ])
 def test_bad_input_is_named(fields, error, said):
     with pytest.raises(error, match=said):

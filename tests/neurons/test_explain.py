@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, tiny_model, wrap
+from tiny import CONFIGS, tiny, tiny_model, wrap
 
 import patchclamp as pc
 from patchclamp.errors import ModelError, SiteError, SpecError
@@ -284,3 +284,14 @@ def test_a_real_server_explains(served, corpus, tmp_path):
     assert result.explanations[1].text and result.explanations[1].by == name
     kept = [json.loads(line)["reply"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
     assert len(kept) >= 10 and all(isinstance(reply, str) for reply in kept) and any(reply.strip() for reply in kept)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_weights_are_read_in_every_family_with_neurons(name):
+    """Where an embedding cannot be sent through the MLP there are no matches, and no error."""
+    model = tiny_model(name)
+    if not model.n_neurons(1):
+        pytest.skip("no neurons")
+    found = memory(model, pc.Site("neuron", 1, 3), [((5, 6, 7), 2), ((8, 9), 1)], [1, 2], Silent())
+    assert len(found.promotes) == len(found.raised) == 10 and len(found.matches) in (0, 10)
+    assert np.isfinite(found.agreement.mean)

@@ -16,15 +16,13 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Model, Site
 from patchclamp.neurons.choices import Choice, ChoicesSpec, Scores, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
-from patchclamp.neurons.removal import How, Removal, check_units, removal
+from patchclamp.neurons.removal import How, Removal, check_units, corpus_texts, removal
 from patchclamp.tasks.files import DataFile
-from patchclamp.tasks.read import read_corpus
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
-CORPUS_TEXTS = 64
 ANSWERS_SHOWN = 8
 """Prompts whose generated text is kept."""
 
@@ -127,7 +125,7 @@ def ablate(model: Model, spec: AblateSpec, progress: Progress) -> Outcome:
     """
     check_units(model, spec.sites)
     choices = read_choices(model, spec.prompts, spec.where)
-    texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
+    texts = corpus_texts(spec.corpus)
     others = [(f"rows without {', '.join(spec.where)}", choices.others)] if choices.others else []
     others += [(name, read_choices(model, name).kept) for name in spec.other]
     base = score_unedited(model, choices.kept, progress)

@@ -26,15 +26,13 @@ from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import Positions
 from patchclamp.neurons.choices import FEWEST, Choice, ChoicesSpec, drawn, halves, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
-from patchclamp.neurons.removal import Removal
+from patchclamp.neurons.removal import Removal, corpus_texts
 from patchclamp.tasks.files import DataFile
-from patchclamp.tasks.read import read_corpus
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
-CORPUS_TEXTS = 64
 CHOICES_AT_ONCE = 64
 TOP = 20
 """Most important neurons that a sweep looks for on the shortlist."""
@@ -139,7 +137,7 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
                         "to zero leads nowhere until its end; integrate towards the mean (--how mean), or use gradient")
     choices = read_choices(model, spec.prompts, spec.where)
     finding, testing = halves(choices.kept, spec.seed, spec.limit, spec.prompts)
-    texts = tuple(read_corpus(spec.corpus, CORPUS_TEXTS)) if spec.corpus else ()
+    texts = corpus_texts(spec.corpus)
     estimates = estimate(model, finding, layers, spec.position, spec.how, texts, progress,
                          spec.steps if spec.by == "integrated" else 1)
     n = min(spec.shortlist, estimates.numel())

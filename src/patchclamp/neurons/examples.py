@@ -22,36 +22,26 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import count_groups, random_units
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, Silent, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Silent, method
 from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
-from patchclamp.neurons.found import KEPT, Found, Scanned, Window, check_neuron, read_windows
+from patchclamp.neurons.found import KEPT, Found, TextSpec, Window, check_neuron, read_text, read_windows
 from patchclamp.neurons.sketch import EDGES
 from patchclamp.neurons.table import QUANTILES, Index, Peak, Unit
-from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
-NEUTRAL = "example:neutral"
 NOWHERE = math.nan
 
 
-class ExamplesSpec(Spec):
+class ExamplesSpec(TextSpec):
     """Which neurons, and where to look."""
 
     sites: Annotated[tuple[Site, ...], Positional()] = Field(min_length=1)
     """Neurons, e.g. neuron.19.1044."""
-    index: DataFile | None = None
-    """The folder of an index of this model, as `neurons index` made it."""
-    corpus: DataFile | None = None
-    """Instead of an index: a corpus read for these neurons alone; the built-in neutral one if neither is given."""
-    tokens: int = Field(50_000, ge=1)
-    """How many tokens of the corpus to read at most."""
-    length: int = Field(128, ge=4)
-    """Tokens in a window of the corpus."""
     top: int = Field(10, ge=1, le=200)
     """How many windows to show for each sign; no more than the index has."""
     tenth: int = Field(1, ge=0, le=4)
@@ -139,7 +129,8 @@ def examples(model: Model, spec: ExamplesSpec, progress: Progress) -> Outcome:
         if spec.sites.count(site) > 1:
             raise SpecError(f"{site} is named twice; name it once")
     controls = {layer: _controls(model, layer, asked, spec) for layer, _ in asked}
-    found = _found(model, spec, asked, controls, progress)
+    wanted = {layer: [unit for other, unit in asked if other == layer] + controls[layer] for layer, _ in asked}
+    found = read_text(model, spec, wanted, max(KEPT, spec.top), progress)
     units = {(layer, unit): found.units(layer, [unit])[0] for layer, unit in asked}
     windows = _windows(model, spec, found, units, progress)
     neurons, verdict = [], None
@@ -153,21 +144,6 @@ def examples(model: Model, spec: ExamplesSpec, progress: Progress) -> Outcome:
         if number == 0 and others and not own.constant:
             verdict = _verdict(site, neurons[0], hits, others, spec.seed)
     return Examples(neurons=neurons, source=found.where), verdict
-
-
-def _found(
-    model: Model, spec: ExamplesSpec, asked: Sequence[tuple[int, int]], controls: dict[int, list[int]],
-    progress: Progress,
-) -> Found:
-    if spec.index is not None:
-        if spec.corpus is not None:
-            raise SpecError("index and corpus were both given; examples come from one of them")
-        index = Index(spec.index)
-        index.check_model(model)
-        return index
-    wanted = {layer: [unit for other, unit in asked if other == layer] + controls[layer] for layer, _ in asked}
-    return Scanned(model, wanted, spec.corpus or NEUTRAL, progress, tokens=spec.tokens, length=spec.length,
-                   kept=max(KEPT, spec.top), seed=spec.seed)
 
 
 def _controls(model: Model, layer: int, asked: Sequence[tuple[int, int]], spec: ExamplesSpec) -> list[int]:

@@ -14,23 +14,23 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from patchclamp.errors import ModelError, SpecError
-from patchclamp.evidence.bootstrap import control_range
+from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.controls import random_units
 from patchclamp.evidence.endpoint import LONGEST, Asked, Endpoint
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
 from patchclamp.model.cache import cache_dir
-from patchclamp.neurons.examples import NEUTRAL, NeuronTexts, texts_of
-from patchclamp.neurons.found import Found, Scanned, Window, check_neuron
+from patchclamp.neurons.examples import NeuronTexts, texts_of
+from patchclamp.neurons.found import Found, TextSpec, Window, check_neuron, read_text
 from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
 from patchclamp.neurons.rules import Rule, learn
 from patchclamp.neurons.scoring import Answers, Explanation, Score, Trial, answers, one_each, trial
-from patchclamp.neurons.table import QUANTILES, Index
+from patchclamp.neurons.table import QUANTILES
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
@@ -49,20 +49,11 @@ ASKED_ABOUT = 3
 MEMORY_PLACES, MEMORY_CONTROLS = 8, 10
 
 
-class ExplainSpec(Spec):
+class ExplainSpec(TextSpec):
     """Which neuron, on what text, explained by whom."""
 
     site: Annotated[Site, Positional()]
     """The neuron, e.g. neuron.19.1044."""
-    index: DataFile | None = None
-    """The folder of an index of this model, as `neurons index` made it."""
-    corpus: DataFile | None = None
-    """Instead of an index: a corpus read for this neuron and its controls; the built-in neutral one if neither is
-    given, which is short."""
-    tokens: int = Field(100_000, ge=1000)
-    """How many tokens of the corpus to read at most."""
-    length: int = Field(64, ge=16)
-    """Tokens in a window of the corpus."""
     context: int = Field(24, ge=8, le=64)
     """Tokens of a window that are shown to the explainer and scored."""
     endpoint: str | None = None
@@ -94,8 +85,6 @@ class ExplainSpec(Spec):
             raise ValueError("endpoint and endpoint_model belong together")
         if self.endpoint and self.local:
             raise ValueError("endpoint and local were both given; one model explains")
-        if self.index and self.corpus:
-            raise ValueError("index and corpus were both given; windows come from one of them")
         return self
 
 
@@ -180,7 +169,7 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     layer, unit = check_neuron(model, spec.site)
     asked = _asked(spec)
     units = [unit, *(group[0][1] for group in random_units([(layer, unit)], model.n_neurons, spec.others, spec.seed))]
-    found = _found(model, spec, layer, units, progress)
+    found = read_text(model, spec, {layer: units}, KEPT, progress)
     own, trials = _prepared(model, spec, layer, unit, found, progress)
     materials = [own, *(other for one in units[1:] if (other := _material(model, spec, layer, one, found, progress)))]
     ways: list[list[Explanation]] = [[_rule(one) for one in materials]]
@@ -224,15 +213,6 @@ def _asked(spec: ExplainSpec) -> Asked | None:
     return endpoint
 
 
-def _found(model: Model, spec: ExplainSpec, layer: int, units: list[int], progress: Progress) -> Found:
-    if spec.index is not None:
-        index = Index(spec.index)
-        index.check_model(model)
-        return index
-    return Scanned(model, {layer: units}, spec.corpus or NEUTRAL, progress, tokens=spec.tokens, length=spec.length,
-                   kept=KEPT, seed=spec.seed)
-
-
 def _prepared(
     model: Model, spec: ExplainSpec, layer: int, unit: int, found: Found, progress: Progress
 ) -> tuple[Material, Trial]:
@@ -268,8 +248,8 @@ def _rule(one: Material) -> Rule:
 def _explained(way: Sequence[Explanation], tried: Sequence[Answers], asked: Asked | None, seed: int) -> Explained:
     own, others = tried[0], tried[1:]
     score = own.score(seed)
-    accuracy = _interval(own, seed)
-    by_others = [float(one.correct.mean()) for one in others if len(one.correct)]
+    accuracy = bootstrap_mean(own.correct, seed)
+    by_others = [float(one.correct.mean()) for one in others]
     beside = control_range(by_others, share=True) if len(by_others) > 1 else NO_INTERVAL
     simulated = [one.score(seed).simulation.mean for one in others]
     simulated = [value for value in simulated if np.isfinite(value)]
@@ -281,15 +261,9 @@ def _explained(way: Sequence[Explanation], tried: Sequence[Answers], asked: Aske
     )
 
 
-def _interval(one: Answers, seed: int) -> Interval:
-    from patchclamp.evidence.bootstrap import bootstrap_mean
-
-    return bootstrap_mean(one.correct, seed) if len(one.correct) else NO_INTERVAL
-
-
 def _verdict(spec: ExplainSpec, best: Explained, tried: Sequence[Answers]) -> Verdict:
     verdict = judge(
-        tried[0].correct, np.array([float(one.correct.mean()) for one in tried[1:] if len(one.correct)]),
+        tried[0].correct, np.array([float(one.correct.mean()) for one in tried[1:]]),
         direction="greater", against="distribution", share=True, seed=spec.seed,
         claim=f"{spec.site} is active on: {best.text} (detection and fuzzing on held-out text, against explanations of "
               "other neurons)")

@@ -4,24 +4,47 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from patchclamp.errors import SiteError
-from patchclamp.evidence.method import Part, Progress
+from patchclamp.evidence.method import Part, Progress, Spec
 from patchclamp.forward import Model, Plan, Site
 from patchclamp.forward.pack import Ids, need_sequences, pack
 from patchclamp.forward.prepare import check_site
 from patchclamp.model.tokens import pieces
 from patchclamp.neurons.sketch import Sketch
-from patchclamp.neurons.table import Peak, Unit, table_of, units_in
+from patchclamp.neurons.table import Index, Peak, Unit, table_of, units_in
 from patchclamp.neurons.windows import SKIP, draw_places
 from patchclamp.neurons.work import check_finite
+from patchclamp.tasks.files import DataFile
 
 BATCH = 32
 KEPT = 20
+NEUTRAL = "example:neutral"
 PLACES = 2048
 AFTER = 3
 """One in so many of a window's tokens comes after the peak."""
+
+
+class TextSpec(Spec):
+    """The text in which neurons are looked at."""
+
+    index: DataFile | None = None
+    """The folder of an index of this model, as `neurons index` made it."""
+    corpus: DataFile | None = None
+    """Instead of an index: a corpus read for these neurons alone; the built-in neutral one, which is short, if neither
+    is given."""
+    tokens: int = Field(100_000, ge=1)
+    """How many tokens of the corpus to read at most."""
+    length: int = Field(64, ge=4)
+    """Tokens in a window of the corpus."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TextSpec":
+        if self.index and self.corpus:
+            raise ValueError("index and corpus were both given; windows come from one of them")
+        return self
 
 
 class Found(Protocol):
@@ -76,6 +99,18 @@ class Scanned:
     def windows(self, numbers: Sequence[int]) -> list[Ids]:
         """The token ids of windows."""
         return [tuple(self._ids_WT[number].tolist()) for number in numbers]
+
+
+def read_text(
+    model: Model, spec: TextSpec, wanted: Mapping[int, Sequence[int]], kept: int, progress: Progress
+) -> Found:
+    """The index, or the corpus read for the wanted units by layer, with `kept` windows of each sign."""
+    if spec.index is None:
+        return Scanned(model, wanted, spec.corpus or NEUTRAL, progress, tokens=spec.tokens, length=spec.length,
+                       kept=kept, seed=spec.seed)
+    index = Index(spec.index)
+    index.check_model(model)
+    return index
 
 
 class Window(Part):

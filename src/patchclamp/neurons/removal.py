@@ -14,10 +14,17 @@ from patchclamp.errors import SpecError
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.neurons.choices import Choice
+from patchclamp.tasks.read import read_corpus
 
 How = Literal["zero", "mean", "resample"]
 HOWS: tuple[How, ...] = get_args(How)
 UNITS = ("neuron", "gate", "head")
+CORPUS_TEXTS = 64
+
+
+def corpus_texts(file: str | None) -> tuple[str, ...]:
+    """The texts a mean is taken over; none for the neutral corpus, which the engine knows. FileError."""
+    return tuple(read_corpus(file, CORPUS_TEXTS)) if file else ()
 
 
 def check_unit(model: Model, site: Site) -> tuple[int, int]:

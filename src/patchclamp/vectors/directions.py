@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.errors import InputError
+from patchclamp.evidence.association import associate, scores
 
 How = Literal["mean", "pca", "logistic", "mass-mean"]
 """The ways of finding a direction."""
@@ -95,11 +96,9 @@ def direction(how: How, showing_PW: Tensor, plain_MW: Tensor) -> Tensor:
 
 def auroc(showing_P: Tensor, plain_M: Tensor) -> float:
     """Probability that a showing prompt's projection exceeds a plain one's, ties counted half (Mann-Whitney)."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(torch.cat([showing_P, plain_M]).numpy())[: len(showing_P)]
-    n, m = len(showing_P), len(plain_M)
-    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
+    both_N1 = torch.cat([showing_P, plain_M])[:, None].numpy()
+    is_showing_N = np.repeat([True, False], [len(showing_P), len(plain_M)])
+    return float(associate(scores(both_N1, "auroc"), is_showing_N[None], "auroc")[0, 0])
 
 
 def held_out_auroc(how: How, showing_PW: Tensor, plain_MW: Tensor, folds: int = 4, seed: int = 0) -> float:
@@ -108,9 +107,9 @@ def held_out_auroc(how: How, showing_PW: Tensor, plain_MW: Tensor, folds: int = 
     parts = [generator.permutation(len(side)) % folds for side in (showing_PW, plain_MW)]
     if len(showing_PW) == len(plain_MW):
         parts[1] = parts[0]
-    scores = []
+    found = []
     for fold in range(folds):
         in_P, in_M = (torch.from_numpy(part != fold) for part in parts)
         found_W = direction(how, showing_PW[in_P], plain_MW[in_M])
-        scores.append(auroc(showing_PW[~in_P].double() @ found_W, plain_MW[~in_M].double() @ found_W))
-    return float(np.mean(scores))
+        found.append(auroc(showing_PW[~in_P].double() @ found_W, plain_MW[~in_M].double() @ found_W))
+    return float(np.mean(found))
