@@ -30,11 +30,12 @@ import torch
 
 import patchclamp as pc
 from benchmarks.run import processor
+from patchclamp.corpus.indexing import make_index
+from patchclamp.corpus.sketch import BINS, MAGNITUDES, STEPS
+from patchclamp.corpus.table import Index, IndexManifest
+from patchclamp.corpus.windows import plan, window_ids
 from patchclamp.evidence.method import Silent
-from patchclamp.neurons.index import IndexSpec, make_index, settings_of
-from patchclamp.neurons.sketch import BINS, MAGNITUDES, STEPS
-from patchclamp.neurons.table import Index
-from patchclamp.neurons.windows import plan, window_ids
+from patchclamp.neurons.index import IndexSpec, settings_of
 
 
 def now() -> np.ndarray:
@@ -72,7 +73,7 @@ def measure_time(model: pc.Model, given: argparse.Namespace) -> dict[str, Any]:
     bare(model, window_of(model, spec, given.folder))  # warm
     model.scan = beside  # type: ignore[method-assign]
     start = now()
-    found = make_index(model, spec, given.folder, Silent())
+    found = make_index(model, settings_of(model, spec), given.folder, Silent())
     whole = now() - start - sum(forward)
     tokens = found.manifest.windows * found.manifest.length
     return {"tokens": tokens, "index MB": (given.folder / "index.parquet").stat().st_size / 2**20} | {
@@ -88,7 +89,7 @@ def measure_time(model: pc.Model, given: argparse.Namespace) -> dict[str, Any]:
 
 def window_of(model: pc.Model, spec: IndexSpec, folder: Path) -> Any:
     """The first windows of an index, planned now."""
-    manifest = plan(model, settings_of(model, spec), folder)
+    manifest = plan(model, settings_of(model, spec), folder, IndexManifest)
     return window_ids(folder, range(min(manifest.batch, manifest.windows)))
 
 
@@ -152,11 +153,11 @@ def peak(model: pc.Model, given: argparse.Namespace) -> dict[str, Any]:
     """What this process had at most."""
     spec = IndexSpec(corpus=given.corpus, save=str(given.folder), tokens=given.tokens)
     if given.what == "bare":
-        manifest = plan(model, settings_of(model, spec), given.folder)
+        manifest = plan(model, settings_of(model, spec), given.folder, IndexManifest)
         for first in range(0, manifest.windows, manifest.batch):
             bare(model, window_ids(given.folder, range(first, min(first + manifest.batch, manifest.windows))))
     elif given.what == "index":
-        make_index(model, spec, given.folder, Silent())
+        make_index(model, settings_of(model, spec), given.folder, Silent())
     return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 

@@ -8,9 +8,9 @@ import torch
 from tiny import tiny_model
 
 import patchclamp as pc
+from patchclamp.corpus.pack import pack
 from patchclamp.errors import FileError, InputError, RunError, SpecError
 from patchclamp.evidence.method import Silent
-from patchclamp.forward.pack import pack
 from patchclamp.lenses.corpus import kl_to_output, read_places
 from patchclamp.lenses.fit import CHECKPOINT, CrossEntropy, Fit, Recipe
 from patchclamp.lenses.regress import Regression

@@ -10,13 +10,13 @@ import torch
 from tiny import tiny_model
 
 import patchclamp as pc
+from patchclamp.corpus.found import Scanned
+from patchclamp.corpus.pack import pack
+from patchclamp.corpus.table import Index
 from patchclamp.errors import FileError, SiteError, SpecError
 from patchclamp.evidence.method import Silent
-from patchclamp.forward.pack import pack
 from patchclamp.neurons.examples import examples, texts_of
-from patchclamp.neurons.found import Scanned
 from patchclamp.neurons.index import index
-from patchclamp.neurons.table import Index
 
 LENGTH = 16
 SITES = ["neuron.1.7", "neuron.2.3"]

@@ -18,9 +18,9 @@ import torch
 from tiny import CONFIGS, tiny, tiny_model, wrap
 
 import patchclamp as pc
+from patchclamp.corpus.found import Window
 from patchclamp.errors import ModelError, SiteError, SpecError
 from patchclamp.evidence.method import Silent
-from patchclamp.neurons.found import Window
 from patchclamp.neurons.inwords import marked_text, read_line, read_numbers
 from patchclamp.neurons.memory import memory
 from patchclamp.neurons.scoring import answers, trial

@@ -15,12 +15,12 @@ import torch
 from tiny import tiny_model
 
 import patchclamp as pc
+from patchclamp.corpus.pack import pack
+from patchclamp.corpus.sketch import EDGES
+from patchclamp.corpus.table import A_TENTH, INDEX, QUANTILES, Index, shard_size
+from patchclamp.corpus.windows import MANIFEST
 from patchclamp.errors import FileError, InputError, RunError, SiteError, SpecError
-from patchclamp.forward.pack import pack
 from patchclamp.neurons.index import index
-from patchclamp.neurons.sketch import EDGES
-from patchclamp.neurons.table import A_TENTH, QUANTILES, Index
-from patchclamp.neurons.windows import INDEX, MANIFEST, shard_size
 
 LENGTH, TOP = 16, 5
 QUICK = {"length": LENGTH, "top": TOP, "places": 300, "batch": 8, "shard": 40}
@@ -233,10 +233,10 @@ def test_a_corpus_that_changed_is_noticed(tmp_path):
 
 def half_done(corpus, folder, monkeypatch, **changed):
     """An index of which two shards are finished."""
-    from patchclamp.neurons import work
+    from patchclamp.corpus.indexing import IndexJob
 
     done = []
-    original = work.index_shard
+    original = IndexJob.do
 
     def index_two(*arguments):
         if len(done) == 2:
@@ -244,7 +244,7 @@ def half_done(corpus, folder, monkeypatch, **changed):
         done.append(original(*arguments))
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "index_shard", index_two)
+        patch.setattr(IndexJob, "do", index_two)
         with pytest.raises(KeyboardInterrupt):
             index(tiny_model("llama"), corpus=corpus, save=str(folder), **{**QUICK, **changed})
 
@@ -262,7 +262,7 @@ def test_a_shard_of_another_index_is_named(corpus, tmp_path, monkeypatch):
     half_done(corpus, tmp_path / "j", monkeypatch, seed=1)
     shard = tmp_path / "i" / "shards" / "00000.safetensors"
     (tmp_path / "j" / "shards" / shard.name).write_bytes(shard.read_bytes())
-    with pytest.raises(FileError, match="belongs to another index"):
+    with pytest.raises(FileError, match="belongs to another folder"):
         index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "j"), **{**QUICK, "seed": 1})
 
 

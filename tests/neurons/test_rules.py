@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from patchclamp.neurons.found import Window
+from patchclamp.corpus.found import Window
 from patchclamp.neurons.rules import learn, normal
 
 NUMBERS = count()

@@ -8,8 +8,8 @@ import pandas as pd
 from patchclamp.charts.style import CONTROL, EFFECT, heatmap_size, styled, visible
 
 if TYPE_CHECKING:
+    from patchclamp.corpus.found import Window
     from patchclamp.neurons.examples import Examples, NeuronExamples
-    from patchclamp.neurons.found import Window
     from patchclamp.neurons.index import IndexedNeurons
 
 NEURONS, TOP, BOTTOM = 6, 8, 4

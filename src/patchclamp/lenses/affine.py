@@ -9,10 +9,10 @@ Ghandeharioun et al. 2024, arXiv 2401.06102, section 3 (the map f of a Patchscop
 import torch
 from torch import Tensor
 
+from patchclamp.corpus.pack import need_sequences, pack
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model
-from patchclamp.forward.pack import need_sequences, pack
 from patchclamp.lenses.corpus import SEQUENCES_AT_ONCE, read_places
 from patchclamp.lenses.regress import Regression, Start
 

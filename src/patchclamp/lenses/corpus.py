@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Plan, metrics
-from patchclamp.forward.pack import Ids
 from patchclamp.lenses.reading import ROWS_AT_ONCE, layer_sites
 from patchclamp.lenses.transport import Transport
 

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids
 from patchclamp.errors import FileError, RunError
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
-from patchclamp.forward.pack import Ids
 from patchclamp.lenses.corpus import portions, read_places, refuse_other_run, sample_positions
 from patchclamp.lenses.regress import Regression, Start
 

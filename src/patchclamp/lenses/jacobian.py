@@ -18,13 +18,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids, digest, need_sequences, pack
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model
-from patchclamp.forward.pack import Ids, digest, need_sequences, pack
 from patchclamp.lenses.corpus import kl_to_output, read_many, read_places, refuse_other_run, sample_positions
 from patchclamp.lenses.reading import Layer, decoded, read_layers, streams, token_at
 from patchclamp.lenses.sweep import average_jacobians

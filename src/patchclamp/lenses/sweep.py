@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids
 from patchclamp.errors import RunError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Readout
 from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
 from patchclamp.forward.execute import accepts_positions
-from patchclamp.forward.pack import Ids
 from patchclamp.forward.prepare import Job, ready_read
 from patchclamp.lenses.reading import layer_sites
 

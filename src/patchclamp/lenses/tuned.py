@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids, digest, need_sequences, pack
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, paired_difference
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.forward.pack import Ids, digest, need_sequences, pack
 from patchclamp.lenses.corpus import kl_to_output, read_many, refuse_other_run, sample_positions
 from patchclamp.lenses.fit import CHECKPOINT, Fit, Recipe, regression_sequences
 from patchclamp.lenses.logit import CONTROL_TOKENS, LogitLens

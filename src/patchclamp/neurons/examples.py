@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from patchclamp.corpus.found import KEPT, Found, TextSpec, Window, check_neuron, read_text, read_windows
+from patchclamp.corpus.sketch import EDGES
+from patchclamp.corpus.table import QUANTILES, Index, Peak, Unit
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import Positional
@@ -26,9 +29,6 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, Silent, 
 from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
-from patchclamp.neurons.found import KEPT, Found, TextSpec, Window, check_neuron, read_text, read_windows
-from patchclamp.neurons.sketch import EDGES
-from patchclamp.neurons.table import QUANTILES, Index, Peak, Unit
 
 if TYPE_CHECKING:
     import altair

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from patchclamp.corpus.found import Found, TextSpec, Window, check_neuron, read_text
+from patchclamp.corpus.table import QUANTILES
 from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
 from patchclamp.evidence.cli_hints import Positional
@@ -24,13 +26,11 @@ from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
 from patchclamp.model.cache import cache_dir
 from patchclamp.neurons.examples import NeuronTexts, texts_of
-from patchclamp.neurons.found import Found, TextSpec, Window, check_neuron, read_text
 from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
 from patchclamp.neurons.rules import Rule, learn
 from patchclamp.neurons.scoring import Answers, Explanation, Score, Trial, answers, one_each, trial
-from patchclamp.neurons.table import QUANTILES
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
 """An index of neurons: for every neuron of chosen layers, where in a corpus it is most and least active.
 
 One pass over the corpus serves all neurons. Each layer's activations are folded into a sketch of one size the moment
-they are there (`sketch.py`), the pass ends at the last layer asked for and never reaches the unembedding. The corpus
-is cut into windows and these into shards (`windows.py`); a shard is done by whoever is free (`work.py`), and merged, in
-their order, they are one row a neuron (`table.py`). Activations at a window's first token are left out: outliers, they
-would be the top example of many neurons. Top examples as a way to see what a unit does: Bau et al. 2017,
+they are there (`corpus/sketch.py`), the pass ends at the last layer asked for and never reaches the unembedding. The
+corpus is cut into windows and these into shards; a shard is done by whoever is free (`corpus/work.py`), and merged, in
+their order, they are one row a neuron (`corpus/table.py`). Activations at a window's first token are left out:
+outliers, they would be the top example of many neurons. Top examples as a way to see what a unit does: Bau et al. 2017,
 arXiv 1704.05796; that they show only the extreme end, and that the whole range should be looked at: Bolukbasi et al.
 2021, "An Interpretability Illusion for BERT", arXiv 2104.07143.
 """
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
+from patchclamp.corpus.indexing import make_index
+from patchclamp.corpus.table import Index, IndexSettings
+from patchclamp.corpus.windows import Settings
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.forward import Model, Site
 from patchclamp.forward.prepare import check_site
-from patchclamp.neurons.table import Index, merge_shards
-from patchclamp.neurons.windows import INDEX, Settings, plan
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def index(model: Model, spec: IndexSpec, progress: Progress) -> Outcome:
     `neurons examples --index FOLDER` shows what was found. An index claims nothing, so there is no verdict.
     """
     folder = Path(spec.save)
-    made = make_index(model, spec, folder, progress)
+    made = make_index(model, settings_of(model, spec), folder, progress, spec.workers, spec.ray)
     layers = [_layer(made, layer) for layer in made.manifest.layers]
     windows = made.manifest.windows
     return IndexedNeurons(
@@ -115,33 +116,15 @@ def index(model: Model, spec: IndexSpec, progress: Progress) -> Outcome:
     ), None
 
 
-def make_index(model: Model, spec: IndexSpec, folder: Path, progress: Progress) -> Index:
-    """The finished index in `folder`, after whatever work is left. Raises SpecError, SiteError, FileError, RunError."""
-    from patchclamp.neurons import work
-
-    settings = settings_of(model, spec)
-    manifest = plan(model, settings, folder)
-    if not (folder / INDEX).is_file():
-        work.check_shards(manifest, folder)
-        if spec.ray:
-            work.work_on_ray(work.Source.of(model, spec.workers), manifest, folder, spec.workers, progress)
-        elif spec.workers > 1:
-            work.work_together(work.Source.of(model, spec.workers), manifest, folder, spec.workers, progress)
-        # alone, or what is left: shards that another process is at
-        work.work(model, manifest, folder, progress)
-        merge_shards(manifest, folder)
-    return Index(folder)
-
-
-def settings_of(model: Model, spec: IndexSpec) -> Settings:
+def settings_of(model: Model, spec: IndexSpec) -> IndexSettings:
     """What makes this index this index. SiteError for a layer without neurons."""
     layers = tuple(sorted(set(spec.layers))) or tuple(range(model.n_layers))
     if layers[0] < 0:
         raise SpecError(f"layers are numbered from 0; got {layers[0]}")
     for layer in layers:
         check_site(model.anatomy, Site("neuron", layer), model.name)
-    return Settings(
-        model=model.name, weights=model.weights_hash, dtype=str(model.dtype).removeprefix("torch."), layers=layers,
+    return IndexSettings(
+        **Settings.of_model(model), layers=layers,
         **spec.model_dump(include={"corpus", "tokens", "length", "top", "places", "batch", "shard", "seed"}),
     )
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from patchclamp.corpus.found import Window
 from patchclamp.evidence.endpoint import Asked
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.rater import read_yes
-from patchclamp.neurons.found import Window
 
 SCALE = 10
 SHORT, LINE, A_NUMBER = 16, 120, 10

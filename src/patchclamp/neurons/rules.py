@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from patchclamp.neurons.found import Window
+from patchclamp.corpus.found import Window
 
 LONGEST = 3
 MOST = 8

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
+from patchclamp.corpus.found import Window
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval
-from patchclamp.neurons.found import Window
 
 FEWEST = 3
 """Active windows that a score needs."""

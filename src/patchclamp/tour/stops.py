@@ -4,7 +4,7 @@ find out by itself first (which neuron to look at), which it does on other data 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,28 +116,46 @@ def task_stop(heading: str, name: str) -> Stop:
     )
 
 
+def in_gemma(stop: Stop, heading: str) -> Stop:
+    """A stop once more, with the other model."""
+    return replace(stop, heading=heading, model=GEMMA, question=f"The same of Gemma. {stop.question}")
+
+
+ACTIVE = Stop(
+    "Active when a plural is due",
+    "First step: is there a neuron that is active where the behaviour occurs? 'She looked at these old' calls for a "
+    "plural, 'She looked at this old' does not. How many of the model's neurons tell the two apart at the word 'old', "
+    "how many would seem to with shuffled labels, and do they on sentences they were not found with?",
+    SMOLLM2, "neurons.find", number_labels,
+)
+WITHOUT = Stop(
+    "Without them: zero, mean, the value of another sentence",
+    "Second step: the eight neurons that matter most on other sentences are taken away, one more at a time, beside as "
+    "many random neurons of the same blocks. Zero is itself an intervention, so their mean over other text and their "
+    "value in another plural sentence stand beside it. How far does the probability move, how often does the first "
+    "choice change, and what happens to the singular?",
+    SMOLLM2, "neurons.ablate", on_plurals(8, ranked=True),
+)
+MORE = Stop(
+    "More of it, more plural",
+    "Third step: the strongest of them is turned up and down. Does the degree of the neuron set the degree of the "
+    "behaviour, and where does that end?",
+    SMOLLM2, "neurons.dose", on_plurals(1),
+)
+IN_WORDS = Stop(
+    "In words",
+    "Can it be said in words what this neuron is active on, so that somebody else could predict it in new text? "
+    "Explained by the phrases it fires at and by a language model (a small one: SmolLM2 itself), scored on text the "
+    "explanation was not made from, beside explanations of other neurons. Below: what its output weights write, and "
+    "what is seen when it is gone.",
+    SMOLLM2, "neurons.explain", in_the_documentation(0, "site", **SAID_BY),
+)
+
 STOPS: tuple[Stop, ...] = (
-    Stop(
-        "Active when a plural is due",
-        "First step: is there a neuron that is active where the behaviour occurs? 'She looked at these old' calls for "
-        "a plural, 'She looked at this old' does not. How many of 46,080 neurons tell the two apart at the word 'old', "
-        "how many would seem to with shuffled labels, and do they on sentences they were not found with?",
-        SMOLLM2, "neurons.find", number_labels,
-    ),
-    Stop(
-        "Without them: zero, mean, the value of another sentence",
-        "Second step: the eight neurons that matter most on other sentences are taken away, one more at a time, beside "
-        "as many random neurons of the same blocks. Zero is itself an intervention, so their mean over other text and "
-        "their value in another plural sentence stand beside it. How far does the probability move, how often does "
-        "the first choice change, and what happens to the singular?",
-        SMOLLM2, "neurons.ablate", on_plurals(8, ranked=True),
-    ),
-    Stop(
-        "More of it, more plural",
-        "Third step: the strongest of them is turned up and down. Does the degree of the neuron set the degree of the "
-        "behaviour, and where does that end?",
-        SMOLLM2, "neurons.dose", on_plurals(1),
-    ),
+    ACTIVE, WITHOUT, MORE,
+    in_gemma(ACTIVE, "The other model: active when a plural is due"),
+    in_gemma(WITHOUT, "The other model: without them"),
+    in_gemma(MORE, "The other model: more of it"),
     Stop(
         "One thing, many neurons",
         "All neurons of all blocks at once: their effect is estimated by one backward pass, the most promising are "
@@ -163,19 +181,13 @@ STOPS: tuple[Stop, ...] = (
         "active, where least, and what lies between?",
         SMOLLM2, "neurons.examples", in_the_documentation(0, "sites"),
     ),
-    Stop(
-        "In words",
-        "Can it be said in words what this neuron is active on, so that somebody else could predict it in new text? "
-        "Explained by the phrases it fires at and by a language model (a small one: SmolLM2 itself), scored on text "
-        "the explanation was not made from, beside explanations of other neurons. Below: what its output weights "
-        "write, and what is seen when it is gone.",
-        SMOLLM2, "neurons.explain", in_the_documentation(0, "site", **SAID_BY),
-    ),
+    IN_WORDS,
     Stop(
         "Most neurons are not like that",
         "The same for a neuron of the same block drawn at random. Is there anything to say about it?",
         SMOLLM2, "neurons.explain", in_the_documentation(1, "site", **SAID_BY),
     ),
+    in_gemma(IN_WORDS, "The other model: in words"),
     Stop(
         "A unit for one thing in photos, drawings and words",
         "A small vision model was trained, just now, to call a lit object, an outline and a written word by one name. "

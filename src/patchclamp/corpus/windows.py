@@ -1,46 +1,41 @@
-"""The folder of an index before it is whole: the corpus cut into windows, the plan of the work, finished shards.
+"""A corpus on disk, cut into windows and these into shards of work, each done once by whoever is free.
 
     manifest.json               what was asked of which model, and what the corpus became; written last of the plan
     windows/00000.safetensors   token ids [windows, length], a thousand windows a file: texts are shown from them
-    shards/00000.safetensors    sketches of a shard's windows, layer by layer; gone once the index is whole
-    index.parquet               one row a neuron; there once the index is whole
+    shards/00000.safetensors    what was made of a shard's windows
     .locks/                     who is at work on what
 
-Every file is written beside and renamed, so that half a file is never taken for one.
+What a shard holds is for those who make it: sketches of units (`indexing.py`), activations to train on. Every file is
+written beside and renamed, so that half a file is never taken for one.
 """
 
 import hashlib
 import os
-import random
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from patchclamp.corpus.pack import Ids, need_sequences, packed
 from patchclamp.errors import FileError, SpecError, StoreError
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
-from patchclamp.forward.pack import Ids, need_sequences, packed
-from patchclamp.neurons.sketch import MOST_PLACES, Sketch
 
-MANIFEST, INDEX = "manifest.json", "index.parquet"
+MANIFEST, MADE_OF = "manifest.json", "made of"
 WINDOWS_A_FILE = 1024
-MOST_SHARDS, A_SHARD, SHARE = 64, 256, 8
-"""A shard is so many windows; more where that made too many shards, which would fill the disk; in a small corpus an
-eighth of it, or one batch, so that no shard has to hold all sampled values in memory."""
 SKIP = 1
 """Tokens left out at the beginning of a window: the first one's activations are like no other's."""
 
 
 class Settings(BaseModel):
-    """What has to be equal for two runs to work on the same index."""
+    """What has to be equal for two runs to work on the same folder. Subclasses add what their shards depend on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,17 +46,24 @@ class Settings(BaseModel):
     corpus: str
     tokens: int
     length: int
-    layers: tuple[int, ...]
-    top: int
-    places: int
     batch: int
     """Windows in one pass."""
     shard: int | None
     seed: int
 
+    @staticmethod
+    def of_model(model: Model) -> dict[str, Any]:
+        """The fields that say which model it is."""
+        return {"model": model.name, "weights": model.weights_hash, "dtype": str(model.dtype).removeprefix("torch.")}
+
 
 class Manifest(Settings):
-    """The plan of an index: its settings and what the corpus became under them."""
+    """The plan of a folder: its settings and what the corpus became under them."""
+
+    what: ClassVar[str]
+    """What a folder with such a manifest is, with its article."""
+    made_by: ClassVar[str]
+    """The command that makes one."""
 
     windows: int
     """How many the corpus filled, `tokens / length` at most."""
@@ -69,8 +71,6 @@ class Manifest(Settings):
     """sha256 of the windows' token ids."""
     a_shard: int
     """Windows in a shard."""
-    sample: tuple[int, ...]
-    """Places (window · length + position) whose values are kept, drawn from all but the first of each window."""
 
     @property
     def shards(self) -> int:
@@ -81,33 +81,37 @@ class Manifest(Settings):
         """What a shard has to bear to belong here."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def windows_of(self, shard: int) -> range:
+    def windows_of(self, shard: int) -> Sequence[int]:
         """The numbers of a shard's windows."""
         return range(shard * self.a_shard, min((shard + 1) * self.a_shard, self.windows))
 
-    def places_in(self, windows: range) -> list[int]:
-        """The sampled places in some windows."""
-        return [p for p in self.sample if windows.start <= p // self.length < windows.stop]
+    @classmethod
+    def planned(cls, settings: Settings, windows: int, digest: str) -> Self:
+        """The manifest of these settings and what the corpus became under them."""
+        raise NotImplementedError
 
 
-def plan(model: Model, settings: Settings, folder: Path) -> Manifest:
+M = TypeVar("M", bound=Manifest)
+
+
+def plan(model: Model, settings: Settings, folder: Path, kind: type[M]) -> M:
     """The manifest in `folder`, made now if there is none.
 
-    Raises SpecError if the folder's index was asked for otherwise, FileError for a corpus smaller than one window, or
-    one that has changed since.
+    Raises SpecError if what is in the folder was asked for otherwise, FileError for a corpus smaller than one window,
+    or one that has changed since.
     """
     from filelock import FileLock
 
     with FileLock(lock_path(folder, "plan")):
         if not (folder / MANIFEST).is_file():
-            return _make_plan(model, settings, folder)
-        found = read_manifest(folder)
+            return _make_plan(model, settings, folder, kind)
+        found = read_manifest(folder, kind)
         _refuse_other(found, settings, folder)
         digest = hashlib.sha256()
         count = sum(len(_digested(chunk, digest)) for chunk in _chunks(model, settings))
         if (count, digest.hexdigest()) != (found.windows, found.digest):
-            raise FileError(f"{settings.corpus} has changed since the index in {folder} was planned ({found.windows} "
-                            f"windows then, {count} now, or other words); index it into another folder")
+            raise FileError(f"{settings.corpus} has changed since {folder} was planned ({found.windows} windows then, "
+                            f"{count} now, or other words); choose another folder")
         return found
 
 
@@ -121,24 +125,25 @@ def lock_path(folder: Path, name: str) -> Path:
     return locks / name
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """FileError if `folder` is no index."""
+def read_manifest(folder: Path, kind: type[M]) -> M:
+    """FileError if `folder` holds none of this kind."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileError(f"{folder} holds no {MANIFEST}: it is not an index; `patchclamp neurons index` makes one")
+        raise FileError(f"{folder} holds no {MANIFEST}: it is not {kind.what}; `{kind.made_by}` makes one")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise FileError(f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']}); delete the folder "
-                        "and make the index again") from error
+        raise FileError(f"{path} is damaged, or that of something else than {kind.what} "
+                        f"({'.'.join(map(str, first['loc']))}: {first['msg']}); delete the folder and make it again"
+                        ) from error
 
 
 def _refuse_other(found: Manifest, settings: Settings, folder: Path) -> None:
     theirs, ours = found.model_dump(), settings.model_dump()
     differing = [f"{key} {_short(theirs[key])}, not {_short(ours[key])}" for key in ours if theirs[key] != ours[key]]
     if differing:
-        raise SpecError(f"{folder} holds an index made with other settings: {'; '.join(differing)}. Ask for the same "
+        raise SpecError(f"{folder} was made with other settings: {'; '.join(differing)}. Ask for the same "
                         "ones, or save to another folder")
 
 
@@ -160,34 +165,16 @@ def _digested(chunk: Sequence[Ids], digest: Any) -> np.ndarray:
     return ids_WT
 
 
-def _make_plan(model: Model, settings: Settings, folder: Path) -> Manifest:
-    if settings.tokens > MOST_PLACES:
-        raise SpecError(f"{settings.tokens} tokens are more than an index can number ({MOST_PLACES}); ask for fewer")
+def _make_plan(model: Model, settings: Settings, folder: Path, kind: type[M]) -> M:
     digest, count = hashlib.sha256(), 0
     for number, chunk in enumerate(_chunks(model, settings)):
         ids_WT = _digested(chunk, digest)
-        _write(_windows_path(folder, number), {"ids": torch.from_numpy(ids_WT)}, {})
+        write_tensors(_windows_path(folder, number), {"ids": torch.from_numpy(ids_WT)}, {})
         count += len(ids_WT)
-    need_sequences(count, 1, settings.length, settings.corpus, "a window of the index is one")
-    manifest = Manifest(
-        **settings.model_dump(), windows=count, digest=digest.hexdigest(),
-        sample=draw_places(count, settings.length, settings.places, settings.seed),
-        a_shard=settings.shard or shard_size(count, settings.batch),
-    )
+    need_sequences(count, 1, settings.length, settings.corpus, "a window is one")
+    manifest = kind.planned(settings, count, digest.hexdigest())
     write_whole(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
-
-
-def shard_size(windows: int, batch: int) -> int:
-    """Windows in a shard, where nobody says how many."""
-    return max(-(-windows // MOST_SHARDS), min(A_SHARD, max(batch, -(-windows // SHARE))))
-
-
-def draw_places(windows: int, length: int, places: int, seed: int) -> tuple[int, ...]:
-    """Places drawn uniformly from all tokens of all windows but the first of each, sorted."""
-    room = length - SKIP
-    drawn = random.Random(seed).sample(range(windows * room), min(places, windows * room))
-    return tuple(sorted(n // room * length + SKIP + n % room for n in drawn))
 
 
 def _windows_path(folder: Path, number: int) -> Path:
@@ -214,29 +201,28 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}.safetensors"
 
 
+def write_shard(folder: Path, manifest: Manifest, shard: int, tensors: dict[str, Tensor]) -> None:
+    """Write what was made of a shard, whole or not at all."""
+    write_tensors(shard_path(folder, shard), tensors, {MADE_OF: manifest.identity})
+
+
+def read_shard(folder: Path, manifest: Manifest, shard: int, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors of a finished shard whose names begin with `prefix`, without it. FileError if its file is damaged or
+    belongs to another folder."""
+    path = shard_path(folder, shard)
+    tensors, metadata = read_tensors(path, prefix)
+    if metadata.get(MADE_OF) != manifest.identity:
+        raise FileError(f"{path} belongs to another folder; delete it and run the same command again")
+    return tensors
+
+
 def remove_if_empty(folder: Path) -> None:
     """Remove a folder if nothing is left in it."""
     with suppress(OSError):
         folder.rmdir()
 
 
-def write_shard(folder: Path, manifest: Manifest, shard: int, sketches: dict[int, Sketch]) -> None:
-    """Write the sketches of a shard, by layer, whole or not at all."""
-    tensors = {f"{layer}.{name}": tensor for layer, sketch in sketches.items()
-               for name, tensor in sketch.tensors().items()}
-    _write(shard_path(folder, shard), tensors, {"index": manifest.identity})
-
-
-def read_sketch(folder: Path, manifest: Manifest, shard: int, layer: int) -> Sketch:
-    """One layer of a finished shard. FileError if its file is damaged or belongs to another index."""
-    path = shard_path(folder, shard)
-    tensors, metadata = read_tensors(path, f"{layer}.")
-    if metadata.get("index") != manifest.identity:
-        raise FileError(f"{path} belongs to another index; delete it and run the same command again")
-    return Sketch.of(tensors)
-
-
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """As `write_whole`, without a second copy of everything in memory."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file

@@ -7,16 +7,16 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from patchclamp.corpus.indexing import check_finite
+from patchclamp.corpus.pack import Ids, need_sequences, pack
+from patchclamp.corpus.sketch import Sketch
+from patchclamp.corpus.table import Index, Peak, Unit, draw_places, table_of, units_in
+from patchclamp.corpus.windows import SKIP
 from patchclamp.errors import SiteError
 from patchclamp.evidence.method import Part, Progress, Spec
 from patchclamp.forward import Model, Plan, Site
-from patchclamp.forward.pack import Ids, need_sequences, pack
 from patchclamp.forward.prepare import check_site
 from patchclamp.model.tokens import pieces
-from patchclamp.neurons.sketch import Sketch
-from patchclamp.neurons.table import Index, Peak, Unit, table_of, units_in
-from patchclamp.neurons.windows import SKIP, draw_places
-from patchclamp.neurons.work import check_finite
 from patchclamp.tasks.files import DataFile
 
 BATCH = 32

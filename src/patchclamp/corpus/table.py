@@ -13,36 +13,87 @@
 | `sample_value`, `sample_window`, `sample_position`, `sample_tenth` | of the sampled places with an activation above 0, some of each tenth |
 """  # noqa: E501
 
+import random
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.errors import FileError, SiteError, SpecError, StoreError
-from patchclamp.forward import Model
-from patchclamp.forward.pack import Ids
-from patchclamp.neurons.sketch import EMPTY, MOST_PLACES, Sketch, keys_of, places_of, values_of
-from patchclamp.neurons.windows import (
-    INDEX,
+from patchclamp.corpus.pack import Ids
+from patchclamp.corpus.sketch import EMPTY, MOST_PLACES, Sketch, keys_of, places_of, values_of
+from patchclamp.corpus.windows import (
+    SKIP,
     Manifest,
+    Settings,
     lock_path,
     read_manifest,
-    read_sketch,
+    read_shard,
     remove_if_empty,
     shard_path,
     window_ids,
 )
+from patchclamp.errors import FileError, SiteError, SpecError, StoreError
+from patchclamp.forward import Model
 
+INDEX = "index.parquet"
+MOST_SHARDS, A_SHARD, SHARE = 64, 256, 8
+"""A shard is so many windows; more where that made too many shards, which would fill the disk; in a small corpus an
+eighth of it, or one batch, so that no shard has to hold all sampled values in memory."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 A_TENTH = 4
 """Places kept of each tenth of the activations above 0."""
 IDENTITY = b"patchclamp.index"
+
+
+class IndexSettings(Settings):
+    """What an index depends on."""
+
+    layers: tuple[int, ...]
+    top: int
+    places: int
+
+
+class IndexManifest(IndexSettings, Manifest):
+    """The plan of an index."""
+
+    what = "an index"
+    made_by = "patchclamp neurons index"
+
+    sample: tuple[int, ...]
+    """Places (window · length + position) whose values are kept, drawn from all but the first of each window."""
+
+    def places_in(self, windows: Sequence[int]) -> list[int]:
+        """The sampled places in some windows that follow one another."""
+        return [p for p in self.sample if windows[0] <= p // self.length <= windows[-1]]
+
+    @classmethod
+    def planned(cls, settings: Settings, windows: int, digest: str) -> Self:
+        """Places drawn and shards cut. SpecError for more tokens than can be numbered."""
+        if windows * settings.length > MOST_PLACES:
+            raise SpecError(f"{settings.tokens} tokens are more than an index can number ({MOST_PLACES}); ask for "
+                            "fewer")
+        places = getattr(settings, "places")  # noqa: B009 (of IndexSettings)
+        return cls(**settings.model_dump(), windows=windows, digest=digest,
+                   sample=draw_places(windows, settings.length, places, settings.seed),
+                   a_shard=settings.shard or shard_size(windows, settings.batch))
+
+
+def shard_size(windows: int, batch: int) -> int:
+    """Windows in a shard, where nobody says how many."""
+    return max(-(-windows // MOST_SHARDS), min(A_SHARD, max(batch, -(-windows // SHARE))))
+
+
+def draw_places(windows: int, length: int, places: int, seed: int) -> tuple[int, ...]:
+    """Places drawn uniformly from all tokens of all windows but the first of each, sorted."""
+    room = length - SKIP
+    drawn = random.Random(seed).sample(range(windows * room), min(places, windows * room))
+    return tuple(sorted(n // room * length + SKIP + n % room for n in drawn))
 
 
 class Peak(NamedTuple):
@@ -177,7 +228,7 @@ def _tenths(ranked_FP: Tensor, places_FP: Tensor) -> tuple[Tensor, Tensor, Tenso
     return ranked_FP.gather(1, rank_FQ), places_FP.gather(1, rank_FQ), tenth_FQ, is_there
 
 
-def merge_shards(manifest: Manifest, folder: Path) -> None:
+def merge_shards(manifest: IndexManifest, folder: Path) -> None:
     """Merge all shards, in their order, into the index's table, one row group a layer, and remove them. Does nothing
     if another process has done it."""
     from filelock import FileLock
@@ -192,10 +243,10 @@ def merge_shards(manifest: Manifest, folder: Path) -> None:
     remove_if_empty(folder / "shards")
 
 
-def _tables(manifest: Manifest, folder: Path) -> Iterator[Any]:
+def _tables(manifest: IndexManifest, folder: Path) -> Iterator[Any]:
     for layer in manifest.layers:
-        parts = (read_sketch(folder, manifest, shard, layer) for shard in range(manifest.shards))
-        sketch = reduce(Sketch.merge, parts)
+        parts = (read_shard(folder, manifest, shard, f"{layer}.") for shard in range(manifest.shards))
+        sketch = reduce(Sketch.merge, map(Sketch.of, parts))
         yield table_of(sketch, layer, range(len(sketch.total_F)), manifest.length)
 
 
@@ -227,7 +278,7 @@ class Index:
         if not self.folder.is_dir():
             raise FileError(f"there is no folder {self.folder}; `patchclamp neurons index CORPUS --save FOLDER` makes "
                             "an index")
-        self.manifest = read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder, IndexManifest)
         path = self.folder / INDEX
         if not path.is_file():
             raise FileError(f"the index in {self.folder} is not finished; run the same `patchclamp neurons index` "

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchclamp.neurons.sketch import BINS, EDGES, Sketch, keys_of, places_of, values_of
+from patchclamp.corpus.sketch import BINS, EDGES, Sketch, keys_of, places_of, values_of
 
 T, F, K = 6, 4, 3
 EXACT = ("count", "active_F", "low_F", "high_F", "histogram_FB", "top_FK", "bottom_FK", "places_P", "sample_PF")
