@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
+    from patchclamp.sae.autoencoder import Autoencoder
+    from patchclamp.sae.harvest import harvest
+    from patchclamp.sae.train import train_autoencoder
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
     from patchclamp.vectors.compose import compose_vectors
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from patchclamp.vectors.vector import SteeringVector, load_vector
 
 _HOME = {
+    "Autoencoder": "sae.autoencoder",
     "Capture": "forward",
     "Edit": "forward",
     "Generated": "forward",
@@ -82,6 +86,7 @@ _HOME = {
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
+    "harvest": "sae.harvest",
     "image_units": "neurons.multimodal",
     "index": "neurons.index",
     "jacobian": "lenses.jacobian",
@@ -106,11 +111,13 @@ _HOME = {
     "show_vector": "vectors.show",
     "stages": "lenses.stages",
     "task_vectors": "vectors.task",
+    "train_autoencoder": "sae.train",
     "train_tuned_lens": "lenses.tuned",
     "tuned_lens": "lenses.tuned",
 }
 
 __all__ = [
+    "Autoencoder",
     "Capture",
     "Edit",
     "Generated",
@@ -146,6 +153,7 @@ __all__ = [
     "find_neurons",
     "find_vector",
     "get_method",
+    "harvest",
     "image_units",
     "index",
     "jacobian",
@@ -170,6 +178,7 @@ __all__ = [
     "show_vector",
     "stages",
     "task_vectors",
+    "train_autoencoder",
     "train_tuned_lens",
     "tuned_lens",
 ]

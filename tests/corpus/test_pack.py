@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 from tiny import tiny_model
 
+from patchclamp.corpus import pack as module
 from patchclamp.corpus.pack import pack, packed
 from patchclamp.errors import SpecError
-from patchclamp.corpus import pack as module
 
 TEXTS = [" ".join(f"w{(7 * text + word) % 97}" for word in range(20)) for text in range(6)]
 

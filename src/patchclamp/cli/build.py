@@ -20,6 +20,8 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Method, Spec
 
 COMMON = Group("Common options", sort_key=9)
+OUT = "out"
+"""The common option that a method may have for itself: it writes into that folder, and the record goes there too."""
 
 
 class RunOptions(BaseModel):
@@ -55,7 +57,9 @@ def build_command(method: Method, run: Runner) -> App:
     """The command of `method`; called, it hands the spec and the common options to `run`.
 
     Raises SpecError if two options of the method would have the same name."""
-    question, common = options_of(method.spec, method.name), options_of(RunOptions, method.name)
+    question = options_of(method.spec, method.name)
+    has_own_folder = OUT in method.spec.model_fields
+    common = [option for option in options_of(RunOptions, method.name) if option.field != OUT or not has_own_folder]
     refuse_clashes([*question, *common], method.name)
     signature = inspect.Signature(
         [*_parameters(question, "spec_", _group), *_parameters(common, "run_", lambda _: COMMON)]
@@ -64,7 +68,8 @@ def build_command(method: Method, run: Runner) -> App:
     def command(*positional: Any, **named: Any) -> None:
         given = signature.bind(*positional, **named).arguments
         spec = method.make_spec(**_values(question, "spec_", given))
-        run(method, spec, RunOptions(**_values(common, "run_", given)))
+        own = {OUT: getattr(spec, OUT)} if has_own_folder and not given.get("run_no_record") else {}
+        run(method, spec, RunOptions(**_values(common, "run_", given), **own))
 
     command.__signature__ = signature  # type: ignore[attr-defined]
     app = App(name=method.name.rsplit(".", 1)[-1], help=method.description)

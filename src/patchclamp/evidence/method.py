@@ -63,6 +63,8 @@ BUILT_IN = (
     "patchclamp.vectors.task",
     "patchclamp.vectors.compose",
     "patchclamp.vectors.show",
+    "patchclamp.sae.harvest",
+    "patchclamp.sae.train",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )
