@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchclamp.evidence.store import Store, replay
     from patchclamp.evidence.verdict import Interval, Verdict, judge
     from patchclamp.forward import Capture, Edit, Generated, Model, Plan, Readout, Row, Site, When, load
+    from patchclamp.forward.autoencoder import Autoencoder
     from patchclamp.lenses.attention import attention
     from patchclamp.lenses.attribute import attribute
     from patchclamp.lenses.jacobian import jacobian
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
-    from patchclamp.sae.autoencoder import Autoencoder
     from patchclamp.sae.harvest import harvest
     from patchclamp.sae.train import train_autoencoder
     from patchclamp.vectors.apply import apply_vector
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from patchclamp.vectors.vector import SteeringVector, load_vector
 
 _HOME = {
-    "Autoencoder": "sae.autoencoder",
+    "Autoencoder": "forward.autoencoder",
     "Capture": "forward",
     "Edit": "forward",
     "Generated": "forward",

@@ -473,7 +473,7 @@ def test_a_run_leaves_hooks_and_weights_as_they_were(name):
         (Edit.zero("resid.1@7:9"), r"resid.1@7:9 selects no token: the prompt has 5 tokens"),
         (Edit.zero("resid.1@response"), r"selects no token: it has no response"),
         (Edit.zero('resid.1@"zebra"'), r"does not contain 'zebra'"),
-        (Edit.zero("feature.1.3"), r"no autoencoder is loaded"),
+        (Edit.zero("feature.1.3"), r"no autoencoder is attached"),
     ],
 )
 def test_a_site_the_model_lacks_is_named(edit, message):

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from patchclamp.corpus.pack import pack
-from patchclamp.corpus.windows import read_tensors, shard_path
+from patchclamp.corpus.windows import shard_path
 from patchclamp.errors import FileError, InputError, RunError, SiteError, SpecError
+from patchclamp.model.tensors import read_tensors
 from patchclamp.sae.harvest import harvest
 from patchclamp.sae.store import ActivationStore, HarvestJob, Stream
 

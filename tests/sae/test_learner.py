@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from patchclamp.sae.autoencoder import Autoencoder, AutoencoderInfo
+from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 from patchclamp.sae.learner import Learner, Recipe, Scaling
 
 D, OUT, L, B = 20, 12, 96, 64

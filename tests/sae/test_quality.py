@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from patchclamp.sae.autoencoder import Autoencoder, AutoencoderInfo
+from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 from patchclamp.sae.quality import Tally, quality
 
 N, D, L = 500, 16, 40

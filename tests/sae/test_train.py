@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from patchclamp.corpus.windows import read_tensors, shard_path
+from patchclamp.corpus.windows import shard_path
 from patchclamp.errors import FileError, InputError, RunError, SpecError
 from patchclamp.forward import load
-from patchclamp.sae.autoencoder import FILE, Autoencoder
+from patchclamp.forward.autoencoder import FILE, Autoencoder
+from patchclamp.model.tensors import read_tensors
 from patchclamp.sae.harvest import harvest
 from patchclamp.sae.quality import quality
 from patchclamp.sae.store import ActivationStore, checksum

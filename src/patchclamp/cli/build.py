@@ -30,7 +30,8 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     model: str = "smollm2-135m-instruct"
-    """The model: an embedded one (`patchclamp models list`), a Hugging Face id, a folder or a .gguf file."""
+    """The model: an embedded one (`patchclamp models list`), a Hugging Face id, a folder or a .gguf file.
+    +sae=FOLDER behind it attaches an autoencoder, whose features are then sites: feature.15.8821."""
     device: str | None = None
     """Where it runs: cpu (if left out), cuda, cuda:1, mps, or auto to spread it over what there is."""
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"

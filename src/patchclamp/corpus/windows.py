@@ -10,8 +10,6 @@ written beside and renamed, so that half a file is never taken for one.
 """
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -24,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from patchclamp.corpus.pack import Ids, need_sequences, packed
-from patchclamp.errors import FileError, SpecError, StoreError
+from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
+from patchclamp.model.tensors import read_tensors, write_tensors
 
 MANIFEST, MADE_OF = "manifest.json", "made of"
 WINDOWS_A_FILE = 1024
@@ -220,35 +219,3 @@ def remove_if_empty(folder: Path) -> None:
     """Remove a folder if nothing is left in it."""
     with suppress(OSError):
         folder.rmdir()
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """As `write_whole`, without a second copy of everything in memory."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, temporary, metadata)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
-
-
-def read_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a file whose names begin with `prefix`, without it, and the file's metadata."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dictionary)
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is damaged or half-written ({error}); delete it and run the same command again") from (
-            error)

@@ -142,11 +142,11 @@ class Batch:
         self.reads: dict[tuple[str, int], list[tuple[int, int, ReadyRead]]] = defaultdict(list)
         for row, job in enumerate(layout.jobs):
             for edit in job.edits:
-                self.edits[edit.site.point, edit.layer].append((row, edit))
+                self.edits[edit.site.place, edit.layer].append((row, edit))
             for index, read in enumerate(job.reads):
                 site = read.read.site
                 if site is not None and site.point != "logits":
-                    self.reads[site.point, site.layer or 0].append((row, index, read))
+                    self.reads[site.place, site.layer or 0].append((row, index, read))
 
     def run(self, inputs: dict[str, Tensor]) -> Tensor | None:
         """Execute. Raises EditError if an edit did not fire."""
@@ -192,15 +192,18 @@ class Batch:
         for join in sorted(set(self.layout.joins)):
             steps = before[blocks[0]] if join == 0 else after[blocks[join - 1]]
             steps.append(partial(self._grow, join))
-        for point, layer in sorted({*self.edits, *self.reads}, key=lambda key: (key[1], ORDER[key[0]])):
+        for point, layer in sorted(self.edits, key=partial(order_of, self.anatomy)):
+            if point != "pattern":  # whose weights are edited where they are computed
+                tap = self.anatomy.tap(point, layer)
+                (before if tap.side == "in" else after)[tap.module].append(partial(self._write, tap, (point, layer)))
+        for point, layer in sorted(self.reads, key=partial(order_of, self.anatomy)):
             if point == "pattern":
-                if (point, layer) in self.reads:
-                    after[part(blocks[layer], family.attention)].append(partial(self._read_pattern, layer))
+                after[part(blocks[layer], family.attention)].append(partial(self._read_pattern, layer))
             elif point == "head_out":
                 after[part(blocks[layer], family.out_proj)].append(partial(self._read_head_out, layer))
             else:
                 tap = self.anatomy.tap(point, layer)
-                (before if tap.side == "in" else after)[tap.module].append(partial(self._touch, tap, (point, layer)))
+                (before if tap.side == "in" else after)[tap.module].append(partial(self._look, tap, (point, layer)))
         if self.stop is not None:
             after[blocks[self.stop]].append(_stop_here)
         for block in blocks if self.layout.joined else blocks[: self.keep_graph]:
@@ -254,18 +257,17 @@ class Batch:
         return (tuple(spread(name, value) for name, value in zip(names, args, strict=False)),
                 {name: spread(name, value) for name, value in kwargs.items()})
 
-    def _touch(self, tap: Tap, key: tuple[str, int], raw: Tensor, args: tuple, output: Any) -> Tensor:
-        """Apply the edits at a tap, then read it."""
-        edits = self.edits.get(key)
-        if edits:
-            raw = tap.write(raw, self.n_tokens, lambda value: self._edit(value, edits))
-        reads = self.reads.get(key)
-        if reads:
-            value = tap.read(raw, self.n_tokens)
-            for row, index, read in reads:
-                self.values[row, index] = self.pick(value, row, read)
-                if self.keep_graph:
-                    self.raw[read.read.site] = (tap, raw)  # type: ignore[index]
+    def _write(self, tap: Tap, key: tuple[str, int], raw: Tensor, args: tuple, output: Any) -> Tensor:
+        """Apply the edits at a tap."""
+        return tap.write(raw, self.n_tokens, lambda value: self._edit(value, self.edits[key]))
+
+    def _look(self, tap: Tap, key: tuple[str, int], raw: Tensor, args: tuple, output: Any) -> Tensor:
+        """Read a tap, after all edits at its module."""
+        value = tap.read(raw, self.n_tokens)
+        for row, index, read in self.reads[key]:
+            self.values[row, index] = self.pick(value, row, read)
+            if self.keep_graph:
+                self.raw[read.read.site] = (tap, raw)  # type: ignore[index]
         return raw
 
     def _edit(self, value: Tensor, edits: list[tuple[int, ReadyEdit]]) -> None:
@@ -345,6 +347,14 @@ class Batch:
 ORDER = {p: i for i, p in enumerate((
     "embed", "resid_pre", "q", "k", "v", "pattern", "head", "head_out", "attn", "resid_mid", "gate", "neuron", "mlp",
     "resid"))}
+
+
+def order_of(anatomy: Anatomy, key: tuple[str, int]) -> tuple[int, int, bool]:
+    """What places in a pass, (point, layer), are sorted by: where their values pass, and features after the value they
+    are made of."""
+    point, layer = key
+    base = anatomy.base_point(point, layer)
+    return layer, ORDER[base], base != point
 
 
 def _as_slice(columns: Sequence[int]) -> slice | list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights, change_weights
-from patchclamp.forward.batch import ORDER, compute_prefix, first_tensor, prefix_cache, with_first
+from patchclamp.forward.batch import compute_prefix, first_tensor, order_of, prefix_cache, with_first
 from patchclamp.forward.prepare import ReadyEdit
 from patchclamp.model.anatomy import Anatomy, Tap, part
 from patchclamp.model.tokens import Encoded
@@ -45,8 +45,8 @@ class Steering:
         self.n_tokens = 0
         self.by_tap: dict[tuple[str, int], list[tuple[int, ReadyEdit]]] = defaultdict(list)
         ready = [(row, edit) for row, some in enumerate(edits) for edit in some]
-        for row, edit in sorted(ready, key=lambda pair: (pair[1].layer, ORDER[pair[1].site.point])):
-            self.by_tap[edit.site.point, edit.layer].append((row, edit))
+        for row, edit in sorted(ready, key=lambda pair: order_of(anatomy, (pair[1].site.place, pair[1].layer))):
+            self.by_tap[edit.site.place, edit.layer].append((row, edit))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:

@@ -33,7 +33,7 @@ def differentiate(anatomy: Anatomy, jobs: list[Job], sites: Sequence[Site], say:
         total = torch.stack([value.sum() for value in measured]).sum()
         raws = torch.autograd.grad(total, [raw for _, raw in kept], allow_unused=True)
         for index, ((tap, raw), gradient) in enumerate(zip(kept, raws, strict=True)):
-            whole = tap.read(torch.zeros_like(raw) if gradient is None else gradient / tap.scale**2, batch.n_tokens)
+            whole = tap.gradient(torch.zeros_like(raw) if gradient is None else gradient, batch.n_tokens)
             for row, job in enumerate(layout.jobs):
                 job.results.append(batch.pick(whole, row, job.reads[index + 1]).detach().clone())
 

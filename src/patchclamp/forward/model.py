@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from patchclamp.errors import EditError, InputError, SiteError
+from patchclamp.errors import EditError, InputError, SiteError, SpecError
+from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.forward.calls import Capture, Prompts, as_prompts, as_sites, edits_by_prompt, is_many
 from patchclamp.forward.depend import Dependencies
 from patchclamp.forward.edit import Edit
@@ -31,6 +32,10 @@ from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token
 if TYPE_CHECKING:
     from patchclamp.model.loaded import Loaded
 
+ATTACHED = "+sae="
+"""In a model's reference, before the folder of an autoencoder."""
+
+
 def load(
     ref: str = "smollm2-135m-instruct",
     *,
@@ -44,17 +49,21 @@ def load(
     """Load a model and prove that its parts are where its family's table says (`model.identities`).
 
     `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
-    `.gguf` file. `dtype`: float32, bfloat16, float16, float64 or auto. `device_map` spreads a large model over
-    devices (accelerate). `revision`: a branch, tag or commit on the Hub. `attn_implementation`: eager, sdpa or
-    another that transformers offers. Raises ModelError if it cannot be found or read, UnsupportedModel if an
-    identity fails.
+    `.gguf` file; `+sae=FOLDER` behind it, once or several times, attaches autoencoders trained on it. `dtype`: float32,
+    bfloat16, float16, float64 or auto. `device_map` spreads a large model over devices (accelerate). `revision`: a
+    branch, tag or commit on the Hub. `attn_implementation`: eager, sdpa or another that transformers offers. Raises
+    ModelError if it cannot be found or read, UnsupportedModel if an identity fails, and as `Model.attach`.
     """
     from patchclamp.model.load import load_weights
 
-    return Model(load_weights(
-        ref, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
+    name, *folders = ref.split(ATTACHED)
+    model = Model(load_weights(
+        name, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
         revision=revision, attn_implementation=attn_implementation,
     ))
+    for folder in folders:
+        model.attach(folder)
+    return model
 
 
 class Model:
@@ -85,6 +94,27 @@ class Model:
     n_vocab = property(lambda self: self.anatomy.n_vocab, doc="Number of logits.")
     dtype = property(lambda self: self.hf.dtype, doc="Type of the weights.")
     device = property(lambda self: self.anatomy.unembedding.weight.device, doc="Where logits are computed.")
+
+    def attach(self, autoencoder: Autoencoder | str | Path) -> Autoencoder:
+        """Make an autoencoder's latents sites of this model, `feature:NAME.L.i`, or `feature.L.i` if its block has no
+        other: read as their activation, and edited along their direction, what the autoencoder does not explain left
+        as it is. A folder is loaded and stands in `ref` from then on, so that records can be run again. Raises
+        SpecError if it was trained on another model, FileError if it cannot be read."""
+        folder = None
+        if not isinstance(autoencoder, Autoencoder):
+            folder = Path(autoencoder).expanduser().absolute()
+            autoencoder = Autoencoder.load(folder)
+        info, site = autoencoder.info, autoencoder.site
+        if info.weights != self.weights_hash:
+            raise SpecError(f"the autoencoder {info.name} belongs to {info.model} (weights {info.weights[:12]}), not "
+                            f"to {self.name} ({self.weights_hash[:12]}); load that model, or train one on this")
+        attached = autoencoder.to(self.device)
+        with self._in_turn():
+            self.anatomy.attach(info.name, attached, site.point, site.layer or 0)
+            self._depends = Dependencies(self._read_clean, self._cut_to_context)
+        if folder is not None:
+            self.ref += f"{ATTACHED}{folder}"
+        return attached
 
     @property
     def weights_hash(self) -> str:

@@ -19,17 +19,16 @@ def check_site(anatomy: Anatomy, site: Site, name: str) -> None:
     """Raise SiteError unless the model called `name` has the site."""
     if site.point in ("embed", "logits"):
         return
-    if site.point == "feature":
-        raise SiteError(f"{site}: no autoencoder is loaded, so the model has no features")
     if site.layer is None or site.layer >= anatomy.n_layers:
         last = anatomy.n_layers - 1
         raise SiteError(f"{name} has {anatomy.n_layers} blocks (0 to {last}); {site} names block {site.layer}")
     if site.point not in ("head_out", "pattern"):
-        anatomy.tap(site.point, site.layer)
+        anatomy.tap(site.place, site.layer)
     if site.unit is not None:
-        count = anatomy.n_units(site.point, site.layer)
+        count = anatomy.n_units(site.place, site.layer)
         if site.unit >= count:
-            kind = {"neuron": "neurons", "gate": "neurons", "k": "key/value heads", "v": "key/value heads"}
+            kind = {"neuron": "neurons", "gate": "neurons", "feature": "features", "k": "key/value heads",
+                    "v": "key/value heads"}
             what = kind.get(site.point, "heads")
             raise SiteError(f"block {site.layer} of {name} has {count} {what} (0 to {count - 1}); {site} names "
                             f"{site.unit}")
@@ -73,6 +72,8 @@ class ReadyEdit:
     open_end: bool = False
     """The edit goes on through generated tokens."""
     fired: bool = False
+    at: str = ""
+    """The point whose module it is made at: for a feature, what its autoencoder reads."""
 
     @property
     def site(self) -> Site:
@@ -85,7 +86,7 @@ class ReadyEdit:
     @property
     def join(self) -> int:
         """The first block whose input or inside the edit changes; n for what only changes the output of n-1."""
-        return self.layer + 1 if self.site.point == "resid" else self.layer
+        return self.layer + 1 if self.at == "resid" else self.layer
 
 
 @dataclass
@@ -174,13 +175,14 @@ def ready_edit(anatomy: Anatomy, edit: Edit, encoded: Encoded, lookup: Lookup, n
     direction = None if edit.direction is None else edit.direction.tensor.to(like.device, wide)
     _check_widths(edit, value, direction, shape, len(tokens), name)
     change = change_of(edit, value, direction, like.dtype)
-    return ReadyEdit(edit, encoded, tokens, change, open_end=site.positions.kind == "all")
+    at = anatomy.base_point(site.place, site.layer or 0)
+    return ReadyEdit(edit, encoded, tokens, change, open_end=site.positions.kind == "all", at=at)
 
 
 def value_shape(anatomy: Anatomy, site: Site) -> tuple[int, ...]:
     """Shape of the value at one token of a site."""
-    if site.point in ("neuron", "gate"):
-        return () if site.unit is not None else (anatomy.n_neurons(site.layer or 0),)
+    if site.point in ("neuron", "gate", "feature"):
+        return () if site.unit is not None else (anatomy.n_units(site.place, site.layer or 0),)
     if site.point in ("head", "q", "k", "v"):
         heads = anatomy.n_units(site.point, site.layer or 0)
         return (anatomy.d_head,) if site.unit is not None else (heads, anatomy.d_head)
@@ -274,4 +276,4 @@ def _ready_pattern(anatomy: Anatomy, edit: Edit, encoded: Encoded, tokens: Seque
     if value is not None and value.dim():
         raise EditError(f"{edit.op} at {edit.site} of {name} takes one number, not shape {list(value.shape)}")
     open_end = edit.site.positions.kind == "all"
-    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, None, torch.float32), keys, open_end)
+    return ReadyEdit(edit, encoded, tokens, change_of(edit, value, None, torch.float32), keys, open_end, at="pattern")

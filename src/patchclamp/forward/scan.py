@@ -50,7 +50,7 @@ def scan(anatomy: Anatomy, ids_BT: Tensor, sites: Sequence[Site], consume: Consu
     handles = []
     try:
         for site in left.copy():
-            tap = anatomy.tap(site.point, site.layer or 0)
+            tap = anatomy.tap(site.place, site.layer or 0)
             handles.append(
                 tap.module.register_forward_pre_hook(partial(before, site, tap), with_kwargs=True) if tap.side == "in"
                 else tap.module.register_forward_hook(partial(after, site, tap)))

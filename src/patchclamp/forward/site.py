@@ -123,13 +123,17 @@ class Site:
         return cls(point, numbers[0], numbers[1] if len(numbers) == 2 else None, positions, name)
 
     def __str__(self) -> str:
-        head = self.point + (f":{self.name}" if self.name else "")
         numbers = "".join(f".{n}" for n in (self.layer, self.unit) if n is not None)
-        return head + numbers + ("" if self.positions == ALL else f"@{self.positions}")
+        return self.place + numbers + ("" if self.positions == ALL else f"@{self.positions}")
 
     def at(self, positions: "str | Positions") -> "Site":
         """The same site at other positions."""
         return replace(self, positions=Positions.parse(positions) if isinstance(positions, str) else positions)
+
+    @property
+    def place(self) -> str:
+        """The point, with its autoencoder's name if it has one: what a model looks up."""
+        return f"{self.point}:{self.name}" if self.name else self.point
 
     @property
     def whole(self) -> "Site":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,10 @@ class Tap:
             value = value * self.scale
         return value.clone() if self.copy and self.scale == 1.0 else value
 
+    def gradient(self, gradient: Tensor, n_tokens: int) -> Tensor:
+        """The gradient by the canonical value, from that by the raw tensor."""
+        return self.read(gradient / self.scale**2, n_tokens)
+
     def write(self, raw: Tensor, n_tokens: int, change: Callable[[Tensor], None]) -> Tensor:
         """The tensor to put in `raw`'s place after `change` has edited the canonical value in place."""
         whole = raw if self.in_place else raw.clone()
@@ -97,6 +101,58 @@ class Tap:
         if self.index is not None:
             shaped[..., self.index.to(shaped.device)] = view
         return whole
+
+
+class Codec(Protocol):
+    """What turns a value into few active numbers and says what each adds to the value: a sparse autoencoder."""
+
+    @property
+    def n_latents(self) -> int: ...
+    @property
+    def directions(self) -> Tensor:
+        """What each number adds, [latents, width]."""
+        ...
+
+    def encode(self, x_ND: Tensor) -> Tensor:
+        """The numbers, [N, latents]."""
+        ...
+
+
+class FeatureTap(Tap):
+    """A point's value as an autoencoder's codes, [B,T,latents]. An edit of a code moves the value along its direction
+    and leaves the rest, what the codes do not explain included."""
+
+    def __init__(self, base: Tap, codec: Codec) -> None:
+        super().__init__(base.module, base.side)
+        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "codec", codec)
+
+    base: Tap
+    codec: Codec
+
+    def read(self, raw: Tensor, n_tokens: int) -> Tensor:
+        """The codes."""
+        return self._codes(self.base.read(raw, n_tokens))
+
+    def _codes(self, value_BTD: Tensor) -> Tensor:
+        return self.codec.encode(value_BTD.flatten(0, 1)).view(*value_BTD.shape[:2], -1).to(value_BTD.dtype)
+
+    def gradient(self, gradient: Tensor, n_tokens: int) -> Tensor:
+        """By a code that moves the value along its direction: the gradient's part along it."""
+        by_value_BTD = self.base.gradient(gradient, n_tokens)
+        return by_value_BTD @ self.codec.directions.to(by_value_BTD).T
+
+    def write(self, raw: Tensor, n_tokens: int, change: Callable[[Tensor], None]) -> Tensor:
+        """The tensor to put in `raw`'s place after `change` has edited the codes in place."""
+        def move(value_BTD: Tensor) -> None:
+            codes_BTL = self._codes(value_BTD)
+            edited_BTL = codes_BTL.clone()
+            change(edited_BTL)
+            step_BTL = edited_BTL - codes_BTL
+            moved = (step_BTL != 0).flatten(0, 1).any(0).nonzero()[:, 0]
+            value_BTD += step_BTL[..., moved] @ self.codec.directions[moved].to(value_BTD)
+
+        return self.base.write(raw, n_tokens, move)
 
 
 class Anatomy:
@@ -141,6 +197,7 @@ class Anatomy:
                 raise UnsupportedModel(f"{type(owner).__name__} has no {field!r} (family {family.name})")
         self._rope_window = _rope_window(config)
         self._taps: dict[tuple[str, int], Tap] = {}
+        self._codecs: dict[tuple[str, int], tuple[Codec, str]] = {}
 
     def _refuse_norm_on_stream(self) -> None:
         field, value = self.family.norm_on_stream_if or ("", None)
@@ -183,6 +240,8 @@ class Anatomy:
         """How many units a point has in a block: heads, key/value heads or neurons."""
         if point in ("k", "v"):
             return self.n_kv_heads
+        if point.startswith("feature"):
+            return self.codec(point, layer)[0].n_latents
         return self.n_neurons(layer) if point in ("neuron", "gate") else self.n_heads
 
     @property
@@ -200,14 +259,44 @@ class Anatomy:
             return False
         return True
 
+    def attach(self, name: str, codec: Codec, point: str, layer: int) -> None:
+        """Make an autoencoder's codes of a point's value the point `feature:NAME` of that block; `feature`, too, as
+        long as the block has no other."""
+        self._codecs[f"feature:{name}", layer] = codec, point
+        self._taps = {key: tap for key, tap in self._taps.items() if not key[0].startswith("feature")}
+
+    def codec(self, place: str, layer: int) -> tuple[Codec, str]:
+        """The autoencoder called `feature:NAME` in a block, or the block's only one, and the point it reads.
+        SiteError if there is none."""
+        if (place, layer) in self._codecs:
+            return self._codecs[place, layer]
+        names = [name.partition(":")[2] for name, block in self._codecs if block == layer]
+        if place == "feature" and len(names) == 1:
+            return self._codecs[f"feature:{names[0]}", layer]
+        if not self._codecs:
+            raise SiteError(f"{place}.{layer}: no autoencoder is attached, so the model has no features; attach one "
+                            "(model.attach, or +sae=FOLDER behind the model)")
+        here = f"block {layer} has {', '.join(names)}" if names else (
+            "attached are " + ", ".join(f"{name}.{block}" for name, block in self._codecs))
+        if place == "feature" and names:
+            raise SiteError(f"feature.{layer}: {here}; say which, as in feature:{names[0]}.{layer}")
+        raise SiteError(f"{place}.{layer}: no such autoencoder; {here}")
+
+    def base_point(self, place: str, layer: int) -> str:
+        """The point whose module an edit or a readout is at: what an autoencoder reads, else the point itself."""
+        return self.codec(place, layer)[1] if place.startswith("feature") else place
+
     def tap(self, point: str, layer: int) -> Tap:
-        """The tap of a point in a block. SiteError says why the model has none."""
+        """The tap of a point in a block; `feature:NAME` is one. SiteError says why the model has none."""
         if (point, layer) not in self._taps:
             self._taps[point, layer] = self._make_tap(point, layer)
         return self._taps[point, layer]
 
     def _make_tap(self, point: str, layer: int) -> Tap:
         family, block = self.family, self.blocks[layer]
+        if point.startswith("feature"):
+            codec, base = self.codec(point, layer)
+            return FeatureTap(self.tap(base, layer), codec)
         if point in ("embed", "resid_pre"):
             return Tap(block, "in")
         if point == "resid":

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchclamp.sae.autoencoder import Architecture
+from patchclamp.forward.autoencoder import Architecture
+from patchclamp.forward.codes import Active, decode, encode_at, select_batch_top, select_top, select_where
 from patchclamp.sae.batches import Rows
-from patchclamp.sae.codes import Active, decode, encode_at, select_batch_top, select_top, select_where
 
 DENSE = 0.08
 """Share of latents that are active above which plain matrix products are faster than sums over pairs."""

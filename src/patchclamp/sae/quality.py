@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.evidence.method import Part
-from patchclamp.sae.autoencoder import Autoencoder
+from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.sae.batches import Rows
 
 AT_ONCE = 4096

@@ -22,14 +22,13 @@ from patchclamp.corpus.windows import (
     Manifest,
     Settings,
     read_manifest,
-    read_tensors,
     shard_path,
     window_ids,
-    write_tensors,
 )
 from patchclamp.corpus.work import Job
 from patchclamp.errors import FileError, RunError, SiteError
 from patchclamp.forward import Model, Site
+from patchclamp.model.tensors import read_tensors, write_tensors
 from patchclamp.sae.batches import Read
 
 Kind = Literal["float32", "bfloat16", "float16"]
@@ -203,7 +202,7 @@ class ActivationStore:
 
 
 class Stream:
-    """As `ActivationStore`, but activations are computed when they are asked for and not kept: only the windows are on disk."""
+    """As `ActivationStore`, but activations are computed when asked for and not kept: only the windows are on disk."""
 
     def __init__(self, model: Model, job: HarvestJob) -> None:
         self.model, self.job, self.manifest, self.folder = model, job, job.manifest, job.folder

@@ -18,7 +18,7 @@ from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Model, Site
-from patchclamp.sae.autoencoder import FILE, Architecture, Autoencoder, AutoencoderInfo
+from patchclamp.forward.autoencoder import FILE, Architecture, Autoencoder, AutoencoderInfo
 from patchclamp.sae.batches import Batches
 from patchclamp.sae.harvest import TextSpec, planned
 from patchclamp.sae.learner import Learner, Recipe, Scaling

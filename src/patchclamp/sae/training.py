@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchclamp.corpus.windows import read_tensors, write_tensors
 from patchclamp.errors import FileError, RunError, SpecError, StoreError
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.record import write_whole
+from patchclamp.model.tensors import read_tensors, write_tensors
 from patchclamp.sae.batches import Batches, Read, Rows
 from patchclamp.sae.learner import Learner, Step
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from patchclamp.sae.codes import Active, decode, encode_at, select_batch_top, select_top, select_where
+from patchclamp.forward.codes import Active, decode, encode_at, select_batch_top, select_top, select_where
 
 B, D, L = 37, 24, 160
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # float32 sums of up to 160 numbers of size 10, in another order

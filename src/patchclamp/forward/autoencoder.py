@@ -21,10 +21,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from patchclamp.corpus.windows import read_tensors, write_tensors
 from patchclamp.errors import FileError, SpecError
-from patchclamp.forward import Model
-from patchclamp.sae.codes import Active, decode, select_top, select_where
+from patchclamp.forward.codes import Active, decode, select_top, select_where
+from patchclamp.forward.site import Site
+from patchclamp.model.tensors import read_tensors, write_tensors
 
 Architecture = Literal["topk", "batchtopk", "relu", "jumprelu", "gated", "matryoshka"]
 """topk: the k greatest of each input. batchtopk: the k·B greatest of a batch of B; one threshold afterwards. relu: all
@@ -79,9 +79,17 @@ class Autoencoder:
         _check(info, self.tensors)
         self.W_enc, self.b_enc = self.tensors["W_enc"], self.tensors["b_enc"]
         self.W_dec, self.b_dec = self.tensors["W_dec"], self.tensors["b_dec"]
+        self.site = Site.parse(info.site)
 
-    n_latents = property(lambda self: len(self.b_enc), doc="Number of latents, L.")
-    width = property(lambda self: self.W_enc.shape[1], doc="Width of what is read, D.")
+    @property
+    def n_latents(self) -> int:
+        """Number of latents, L."""
+        return len(self.b_enc)
+
+    @property
+    def directions(self) -> Tensor:
+        """What each latent adds, [L, O]."""
+        return self.W_dec
 
     def active(self, x_ND: Tensor) -> tuple[Tensor, Active]:
         """The codes that are not zero: values [P] and pairs, in the order of inputs."""
@@ -130,12 +138,9 @@ class Autoencoder:
         counts_L = torch.bincount(active.latents, minlength=self.n_latents)
         return out_NO if skip is None else torch.addmm(out_NO, x_ND.to(skip.dtype), skip), counts_L
 
-    def check_model(self, model: Model) -> None:
-        """SpecError unless it was trained on this model as it is."""
-        if self.info.weights != model.weights_hash:
-            raise SpecError(f"the autoencoder {self.info.name} belongs to {self.info.model} (weights "
-                            f"{self.info.weights[:12]}), not to {model.name} ({model.weights_hash[:12]}); load that "
-                            "model, or train one on this")
+    def to(self, device: torch.device) -> "Autoencoder":
+        """The same on another device."""
+        return Autoencoder(self.info, {name: tensor.to(device) for name, tensor in self.tensors.items()})
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder's autoencoder.safetensors; returns its path. Raises StoreError."""
