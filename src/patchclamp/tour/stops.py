@@ -187,6 +187,12 @@ STOPS: tuple[Stop, ...] = (
         "The same for a neuron of the same block drawn at random. Is there anything to say about it?",
         SMOLLM2, "neurons.explain", in_the_documentation(1, "site", **SAID_BY),
     ),
+    Stop(
+        "Nor is this one",
+        "One draw says little: another random neuron of that block. The more a neuron does, the less any one line says "
+        "about it.",
+        SMOLLM2, "neurons.explain", in_the_documentation(3, "site", **SAID_BY),
+    ),
     in_gemma(IN_WORDS, "The other model: in words"),
     Stop(
         "A unit for one thing in photos, drawings and words",
