@@ -192,6 +192,10 @@ def test_one_of_another_model_is_refused(tmp_path):
     llama, gpt2 = tiny_model("llama"), tiny_model("gpt2")
     with pytest.raises(SpecError, match="belongs to llama"):
         gpt2.attach(autoencoder(llama))
+    transcoder = autoencoder(llama, site="resid_mid.1")
+    transcoder.info = transcoder.info.model_copy(update={"output_site": "mlp.1"})
+    with pytest.raises(SpecError, match=r"transcoder from resid_mid\.1 to mlp\.1"):
+        llama.attach(transcoder)
     with pytest.raises(FileError, match="there is no"):
         llama.attach(tmp_path / "nothing")
     with pytest.raises(InputError, match="has no W_enc"):

@@ -6,8 +6,9 @@ from tiny import CONFIGS, SPREAD, ids, supports, tiny, tiny_model
 from torch import nn
 
 from patchclamp.errors import UnsupportedModel
-from patchclamp.model.anatomy import Anatomy, Tap, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, part, weight_in_out
 from patchclamp.model.families import BY_ARCHITECTURE, Family
+from patchclamp.model.tap import Tap
 
 LAYOUTS = {
     "flat": (Tap(nn.Identity(), "out", units=2, start=4, _width=3), torch.arange(2.0 * 5 * 12).view(2, 5, 12)),

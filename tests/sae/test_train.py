@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -46,6 +47,21 @@ def folder_store(corpus, model_folder, tmp_path_factory):
 def trained(store, out, **changed):
     fields = {"store": store, "site": "resid.1", "out": str(out), **QUICK, **changed}
     return train_autoencoder(tiny_model("llama"), **fields).result
+
+
+@contextmanager
+def stopped_at(step, monkeypatch):
+    """A training inside is interrupted before a step."""
+    original = Training._take
+
+    def stopping(training, rows, board):
+        if training.step == step:
+            raise KeyboardInterrupt
+        original(training, rows, board)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "_take", stopping)
+        yield
 
 
 def tensors(folder):
@@ -99,17 +115,8 @@ def test_streamed_training_gives_the_same_bits_as_from_a_store(store, corpus, tm
 
 def test_an_interrupted_training_goes_on_with_the_same_bits(store, tmp_path, monkeypatch):
     trained(store, tmp_path / "whole", architecture="batchtopk", steps=60)
-    original = Training._take
-
-    def stopping(training, rows, board):
-        if training.step == 37:
-            raise KeyboardInterrupt
-        original(training, rows, board)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_take", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trained(store, tmp_path / "cut", architecture="batchtopk", steps=60, checkpoint_seconds=0)
+    with stopped_at(37, monkeypatch):
+        trained(store, tmp_path / "cut", architecture="batchtopk", steps=60, checkpoint_seconds=0)
     assert (tmp_path / "cut" / CHECKPOINT).is_file()
     result = trained(store, tmp_path / "cut", architecture="batchtopk", steps=60)
 
@@ -193,17 +200,8 @@ def test_another_training_in_the_same_folder_is_refused(store, tmp_path):
 
 
 def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(store, tmp_path, monkeypatch):
-    original = Training._take
-
-    def stopping(training, rows, board):
-        if training.step == 3:
-            raise KeyboardInterrupt
-        original(training, rows, board)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_take", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trained(store, tmp_path / "a", steps=5, checkpoint_seconds=0)
+    with stopped_at(3, monkeypatch):
+        trained(store, tmp_path / "a", steps=5, checkpoint_seconds=0)
     path = tmp_path / "a" / CHECKPOINT
     good, metadata = read_tensors(path)
     save_file({**good, "0.W_enc": good["0.W_enc"][:, :-1].contiguous()}, path, metadata)
@@ -234,6 +232,7 @@ def test_numbers_in_a_store_that_are_none_are_named(store, tmp_path):
     ({"corpus": "x.txt"}, "either a store or a corpus"),
     ({"held_out": 0.95}, "would be held out"),
     ({"decoder": "folded"}, "for relu"),
+    ({"skip_path": True}, "give output_site"),
     ({"prefixes": [4, 63]}, "end at the number of latents, 64"),
     ({"architecture": "relu", "l1": [-1.0]}, "l1 is 0 or more"),
 ])

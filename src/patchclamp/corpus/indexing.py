@@ -5,13 +5,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 from torch import Tensor
 
 from patchclamp.corpus.sketch import Sketch
 from patchclamp.corpus.table import INDEX, Index, IndexManifest, IndexSettings, merge_shards
-from patchclamp.corpus.windows import SKIP, plan, read_manifest, window_ids
+from patchclamp.corpus.windows import SKIP, plan, window_ids
 from patchclamp.corpus.work import Job
 from patchclamp.errors import RunError
 from patchclamp.evidence.method import Progress
@@ -22,12 +21,8 @@ class IndexJob(Job):
     """Sketches of every layer of an index."""
 
     verb = "indexing"
+    kind = IndexManifest
     manifest: IndexManifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The index planned in `folder`."""
-        return cls(folder, read_manifest(folder, IndexManifest))
 
     @property
     def whole(self) -> bool:

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from patchclamp.corpus.windows import Manifest, lock_path, read_shard, shard_path, write_shard
+from patchclamp.corpus.windows import Manifest, lock_path, read_manifest, read_shard, shard_path, write_shard
 from patchclamp.errors import FileError, InputError, PatchclampError, RunError, SpecError
 from patchclamp.evidence.method import Progress, Silent
 from patchclamp.forward import Model, load
@@ -68,13 +68,16 @@ class Job(ABC):
     verb: ClassVar[str]
     """What is done to a shard, for the progress display: "indexing"."""
 
+    kind: ClassVar[type[Manifest]]
+    """What its folder's manifest is."""
+
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
 
     @classmethod
-    @abstractmethod
     def open(cls, folder: Path) -> Self:
         """The job that is planned in `folder`. FileError if there is none."""
+        return cls(folder, read_manifest(folder, cls.kind))
 
     @abstractmethod
     def make(self, model: Model, shard: int) -> dict[str, Tensor]:

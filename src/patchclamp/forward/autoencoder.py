@@ -155,12 +155,10 @@ class Autoencoder:
         path = Path(folder).expanduser()
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise FileError(f"there is no {path}; `patchclamp sae train` makes an autoencoder, `sae convert` reads "
-                            "those of other projects")
+            raise FileError(f"there is no {path}; `patchclamp sae train` makes an autoencoder")
         tensors, metadata = read_tensors(path)
         if ABOUT not in metadata:
-            raise FileError(f"{path} is no autoencoder of patchclamp (its file names none); `patchclamp sae convert` "
-                            "reads those of other projects")
+            raise FileError(f"{path} is no autoencoder of patchclamp: its file says nothing of one")
         try:
             info = AutoencoderInfo.model_validate(json.loads(metadata[ABOUT]))
         except (ValidationError, ValueError) as error:

@@ -20,7 +20,8 @@ from patchclamp.errors import EditError
 from patchclamp.forward.attention import attention_weights, change_weights
 from patchclamp.forward.prepare import Job, ReadyEdit, ReadyRead
 from patchclamp.forward.site import Site
-from patchclamp.model.anatomy import Anatomy, Tap, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, part, weight_in_out
+from patchclamp.model.tap import Tap
 
 KeyValues = list[tuple[Tensor, Tensor]]
 Step = Callable[[Tensor, tuple, Any], Tensor]

@@ -16,7 +16,8 @@ from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights, change_weights
 from patchclamp.forward.batch import compute_prefix, first_tensor, order_of, prefix_cache, with_first
 from patchclamp.forward.prepare import ReadyEdit
-from patchclamp.model.anatomy import Anatomy, Tap, part
+from patchclamp.model.anatomy import Anatomy, part
+from patchclamp.model.tap import Tap
 from patchclamp.model.tokens import Encoded
 
 

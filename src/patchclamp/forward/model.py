@@ -99,7 +99,7 @@ class Model:
         """Make an autoencoder's latents sites of this model, `feature:NAME.L.i`, or `feature.L.i` if its block has no
         other: read as their activation, and edited along their direction, what the autoencoder does not explain left
         as it is. A folder is loaded and stands in `ref` from then on, so that records can be run again. Raises
-        SpecError if it was trained on another model, FileError if it cannot be read."""
+        SpecError for a transcoder or one of another model, FileError if it cannot be read."""
         folder = None
         if not isinstance(autoencoder, Autoencoder):
             folder = Path(autoencoder).expanduser().absolute()
@@ -108,6 +108,9 @@ class Model:
         if info.weights != self.weights_hash:
             raise SpecError(f"the autoencoder {info.name} belongs to {info.model} (weights {info.weights[:12]}), not "
                             f"to {self.name} ({self.weights_hash[:12]}); load that model, or train one on this")
+        if info.output_site is not None:
+            raise SpecError(f"{info.name} is a transcoder from {info.site} to {info.output_site}: its directions are "
+                            "not those of what it reads, so its latents cannot be edited there")
         attached = autoencoder.to(self.device)
         with self._in_turn():
             self.anatomy.attach(info.name, attached, site.point, site.layer or 0)

@@ -11,7 +11,8 @@ from patchclamp.errors import InputError, RunError, SiteError
 from patchclamp.forward.batch import Stop, first_tensor
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import ALL, Site
-from patchclamp.model.anatomy import Anatomy, Tap
+from patchclamp.model.anatomy import Anatomy
+from patchclamp.model.tap import Tap
 
 Consume = Callable[[Site, Tensor], None]
 """Takes a site and its value in all sequences, [B, T, …]. The value may lie in the model's own memory: read it, and

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.errors import ModelError, SiteError, UnsupportedModel
-from patchclamp.model.anatomy import Anatomy, Tap, family_of, in_features, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, family_of, in_features, part, weight_in_out
 from patchclamp.model.families import FAMILIES, Family
 from patchclamp.model.identity import NORM_EPS, SUM_ULPS, Identity, Pair, compare, compare_bits, compare_rows
+from patchclamp.model.tap import Tap
 
 MISFITS = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 """What a table of another architecture runs into."""

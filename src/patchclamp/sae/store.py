@@ -76,12 +76,8 @@ class HarvestJob(Job):
     """Activations of a shard's windows."""
 
     verb = "harvesting"
+    kind = StoreManifest
     manifest: StoreManifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """The store planned in `folder`."""
-        return cls(folder, read_manifest(folder, StoreManifest))
 
     def make(self, model: Model, shard: int) -> dict[str, Tensor]:
         """Rows of all sites and their places. RunError for what is no number, or does not fit the stored format."""

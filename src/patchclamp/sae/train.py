@@ -104,6 +104,8 @@ class TrainSpec(TextSpec):
             raise ValueError(f"k is 1 to {self.latents}, the number of latents")
         if not self.k or not self.l1 or min(self.l1) < 0:
             raise ValueError("k and l1 need a value each, and l1 is 0 or more")
+        if self.skip_path and not self.output_site:
+            raise ValueError("a skip path is for transcoders: from a site to itself it would copy; give output_site")
         if self.decoder == "folded" and self.architecture != "relu":
             raise ValueError("a folded decoder is for relu")
         if self.prefixes and (list(self.prefixes) != sorted(set(self.prefixes)) or self.prefixes[-1] != self.latents):
@@ -167,7 +169,7 @@ class TrainResult(Result):
 def train_autoencoder(model: Model, spec: TrainSpec, progress: Progress) -> Outcome:
     """Train sparse autoencoders on a layer's activations; a killed run goes on where it was.
 
-    Training claims nothing: `sae evaluate` compares what was found with controls.
+    Training claims nothing, so there is no verdict.
     """
     folder = Path(spec.out)
     source = _source(model, spec, folder)
