@@ -16,6 +16,7 @@ from tiny import tiny_model
 
 from patchclamp.corpus.windows import shard_path
 from patchclamp.errors import FileError, InputError, RunError, SpecError
+from patchclamp.evidence.record import Record
 from patchclamp.forward import load
 from patchclamp.forward.autoencoder import FILE, Autoencoder
 from patchclamp.model.tensors import read_tensors
@@ -267,3 +268,13 @@ def test_the_command_says_what_was_asked_for(folder_store, model_folder, tmp_pat
     assert result["path"] == str(tmp_path / "a")
     assert (tmp_path / "a" / FILE).is_file()
     assert json.loads((tmp_path / "a" / "record.json").read_text())["method"] == "sae.train"
+
+
+def test_both_are_drawn_and_come_back_from_json(store, corpus, tmp_path):
+    harvested = harvest(tiny_model("llama"), corpus=corpus, store=str(tmp_path / "s"), site=["resid.1"], **HARVEST)
+    several = train_autoencoder(tiny_model("llama"), store=store, site="resid.1", out=str(tmp_path / "a"),
+                                **{**QUICK, "k": [2, 4]}, steps=4)
+    for record in (harvested, several):
+        assert record.save(tmp_path / "chart.svg").read_text().startswith("<svg")
+        assert Record.from_json(record.to_json()).to_json() == record.to_json()
+        assert len(record.table())
