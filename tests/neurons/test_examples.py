@@ -114,7 +114,7 @@ def test_a_dead_neuron_is_said_to_be_one(corpus):
     try:
         record = examples(model, sites=SITES, corpus=corpus, length=LENGTH, context=6)
         with pytest.raises(SpecError, match=r"neuron\.1\.7 is constant"):
-            texts_of(model, "neuron.1.7", Scanned(model, {1: [7]}, corpus, Silent(), length=LENGTH))
+            texts_of(model, "neuron.1.7", Scanned(model, {pc.Site("neuron", 1): [7]}, corpus, Silent(), length=LENGTH))
     finally:
         undo()
     first, second = record.result.neurons

@@ -226,14 +226,15 @@ def test_what_the_weights_write_is_what_the_last_block_does(name):
     model = tiny_model(name)
     site = pc.Site.parse("neuron.2.7")
     places = [((5, 6, 7, 8), 3), ((9, 10, 11), 2), ((3, 4, 5, 6), 3), ((8, 1, 2), 2)]
-    found = memory(model, site, places, [1, 2, 3], Silent())
+    found = memory(model, site, places, [pc.Site("neuron", 2, unit) for unit in (1, 2, 3)], Silent())
     assert found.agreement.mean > 0.95 and abs(found.random_agreement.mean) < 0.5
     assert len(found.promotes) == 10 and found.promotes[0].value >= found.promotes[1].value
 
 
 def test_matches_are_the_tokens_that_fire_the_neuron_alone():
     model = tiny_model("llama")
-    found = memory(model, pc.Site.parse("neuron.1.7"), [((5, 6, 7), 2)], [1, 2], Silent())
+    found = memory(model, pc.Site.parse("neuron.1.7"), [((5, 6, 7), 2)],
+                   [pc.Site("neuron", 1, unit) for unit in (1, 2)], Silent())
     block = model.anatomy.blocks[1]
     mlp = block.mlp
     x = block.post_attention_layernorm(model.hf.get_input_embeddings().weight)
@@ -292,6 +293,7 @@ def test_weights_are_read_in_every_family_with_neurons(name):
     model = tiny_model(name)
     if not model.n_neurons(1):
         pytest.skip("no neurons")
-    found = memory(model, pc.Site("neuron", 1, 3), [((5, 6, 7), 2), ((8, 9), 1)], [1, 2], Silent())
+    found = memory(model, pc.Site("neuron", 1, 3), [((5, 6, 7), 2), ((8, 9), 1)],
+                   [pc.Site("neuron", 1, unit) for unit in (1, 2)], Silent())
     assert len(found.promotes) == len(found.raised) == 10 and len(found.matches) in (0, 10)
     assert np.isfinite(found.agreement.mean)

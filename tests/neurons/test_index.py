@@ -55,7 +55,7 @@ def table(folder):
 def test_it_is_what_brute_force_finds(made, brute):
     _, found = made
     own_WTF = brute[:, 1:]
-    for unit, got in enumerate(found.units(1, range(48))):
+    for unit, got in enumerate(found.units(pc.Site("neuron", 1), range(48))):
         values_WT = own_WTF[..., unit]
         assert got.tokens == values_WT.numel()
         assert got.active == float((values_WT > 0).double().mean())
@@ -78,7 +78,7 @@ def test_quantiles_and_their_examples_are_those_of_the_sampled_places(made, brut
     places = np.array(found.sample)
     assert len(set(found.sample)) == 300
     assert (places % LENGTH).min() == 1
-    for unit, got in enumerate(found.units(1, range(48))):
+    for unit, got in enumerate(found.units(pc.Site("neuron", 1), range(48))):
         own = brute[..., unit].reshape(-1).numpy()[places]
         np.testing.assert_allclose(got.quantiles, np.quantile(own, QUANTILES), rtol=1e-3, atol=1e-4)
         active = np.sort(own[own > 0])
@@ -211,7 +211,7 @@ def test_a_mixture_of_experts_has_no_neurons(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "said"), [({"top": 6}, "top 5, not 6"), ({"seed": 1}, "seed 0, not 1"),
-                                               ({"layers": [0]}, "layers")])
+                                               ({"layers": [0]}, "sites")])
 def test_other_settings_are_named(corpus, made, changed, said):
     with pytest.raises(SpecError, match=f"other settings.*{said}"):
         index(tiny_model("llama"), corpus=corpus, save=str(made[1].folder), **{**QUICK, **changed})
@@ -303,7 +303,7 @@ def test_an_index_of_smollm2_is_brute_force_on_a_sample(smollm2, tmp_path):
     windows = pack(smollm2, "example:neutral", 64, 32)
     assert found_by.result.windows == len(windows) == 32
     values_WT = torch.stack([smollm2.run(ids, read="neuron.19.1044") for ids in windows])[:, 1:]
-    (got,) = Index(tmp_path / "i").units(19, [1044])
+    (got,) = Index(tmp_path / "i").units(pc.Site("neuron", 19), [1044])
     order = values_WT.amax(1).argsort(descending=True)[:5]
     assert [peak.window for peak in got.top] == order.tolist()
     assert [peak.position for peak in got.top] == (values_WT[order].argmax(1) + 1).tolist()
@@ -312,7 +312,7 @@ def test_an_index_of_smollm2_is_brute_force_on_a_sample(smollm2, tmp_path):
 
 def test_without_places_there_are_extremes_and_no_quantiles(corpus, tmp_path):
     index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "i"), **{**QUICK, "places": 0})
-    (unit,) = Index(tmp_path / "i").units(1, [7])
+    (unit,) = Index(tmp_path / "i").units(pc.Site("neuron", 1), [7])
     assert len(unit.top) == TOP
     assert unit.tenths == []
     assert all(value != value for value in unit.quantiles)

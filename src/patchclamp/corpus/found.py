@@ -1,4 +1,4 @@
-"""Where the windows of a neuron come from, an index or a corpus read for it alone, and the windows as text."""
+"""Where the windows of a unit (neuron, feature) come from, an index or a corpus read for it alone, and their text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -28,12 +28,12 @@ AFTER = 3
 
 
 class TextSpec(Spec):
-    """The text in which neurons are looked at."""
+    """The text in which units are looked at."""
 
     index: DataFile | None = None
-    """The folder of an index of this model, as `neurons index` made it."""
+    """The folder of an index of this model, as `neurons index` or `sae index` made it."""
     corpus: DataFile | None = None
-    """Instead of an index: a corpus read for these neurons alone; the built-in neutral one, which is short, if neither
+    """Instead of an index: a corpus read for these units alone; the built-in neutral one, which is short, if neither
     is given."""
     tokens: int = Field(100_000, ge=1)
     """How many tokens of the corpus to read at most."""
@@ -48,7 +48,7 @@ class TextSpec(Spec):
 
 
 class Found(Protocol):
-    """Statistics of neurons and the windows they are over: an `Index`, or a corpus `Scanned` for a few neurons."""
+    """Statistics of units and the windows they are over: an `Index`, or a corpus `Scanned` for a few of them."""
 
     @property
     def where(self) -> str: ...
@@ -56,18 +56,18 @@ class Found(Protocol):
     def length(self) -> int: ...
     @property
     def sample(self) -> tuple[int, ...]: ...
-    def units(self, layer: int, units: Sequence[int]) -> list[Unit]: ...
+    def units(self, site: Site, units: Sequence[int]) -> list[Unit]: ...
     def windows(self, numbers: Sequence[int]) -> list[Ids]: ...
 
 
 class Scanned:
-    """A corpus read for some neurons. Raises FileError for a corpus smaller than one window.
+    """A corpus read for some units. Raises FileError for a corpus smaller than one window.
 
-    `wanted`: units by layer. Its windows are held in memory, four bytes a token.
+    `wanted`: units by site. Its windows are held in memory, four bytes a token.
     """
 
     def __init__(
-        self, model: Model, wanted: Mapping[int, Sequence[int]], corpus: str, progress: Progress, *,
+        self, model: Model, wanted: Mapping[Site, Sequence[int]], corpus: str, progress: Progress, *,
         tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0,
     ) -> None:
         self.where, self.length = corpus, length
@@ -75,26 +75,23 @@ class Scanned:
         need_sequences(len(windows), 1, length, corpus, "a window is one")
         self.sample = draw_places(len(windows), length, PLACES, seed)
         self._ids_WT = np.array(windows, dtype=np.int32)
-        self._units = {layer: list(dict.fromkeys(units)) for layer, units in wanted.items()}
-        sketches = {layer: Sketch(len(units), kept, self.sample) for layer, units in self._units.items()}
-        sites = [Site("neuron", layer) for layer in self._units]
+        self._units = {site: list(dict.fromkeys(units)) for site, units in wanted.items()}
+        sketches = {site: Sketch(len(units), kept, self.sample) for site, units in self._units.items()}
         starts = range(0, len(windows), BATCH)
         for first in progress.track(starts, "reading the corpus", len(starts)):
             some = windows[first : first + BATCH]
 
             def take(site: Site, values_WTF: Tensor, first: int = first, count: int = len(some)) -> None:
-                layer = site.layer or 0
-                sketches[layer].add(values_WTF[..., self._units[layer]], range(first, first + count), SKIP)
+                sketches[site].add(values_WTF[..., self._units[site]], range(first, first + count), SKIP)
 
-            model.scan(some, sites, take)
+            model.scan(some, list(self._units), take)
         check_finite(sketches, model)
-        self._tables = {layer: table_of(sketch, layer, self._units[layer], length)
-                        for layer, sketch in sketches.items()}
+        self._tables = {site: table_of(sketch, site, self._units[site], length) for site, sketch in sketches.items()}
 
-    def units(self, layer: int, units: Sequence[int]) -> list[Unit]:
+    def units(self, site: Site, units: Sequence[int]) -> list[Unit]:
         """What is known of some of the wanted units."""
-        rows = [self._units[layer].index(unit) for unit in units]
-        return units_in(self._tables[layer], rows)
+        rows = [self._units[site].index(unit) for unit in units]
+        return units_in(self._tables[site], rows)
 
     def windows(self, numbers: Sequence[int]) -> list[Ids]:
         """The token ids of windows."""
@@ -102,9 +99,9 @@ class Scanned:
 
 
 def read_text(
-    model: Model, spec: TextSpec, wanted: Mapping[int, Sequence[int]], kept: int, progress: Progress
+    model: Model, spec: TextSpec, wanted: Mapping[Site, Sequence[int]], kept: int, progress: Progress
 ) -> Found:
-    """The index, or the corpus read for the wanted units by layer, with `kept` windows of each sign."""
+    """The index, or the corpus read for the wanted units by site, with `kept` windows of each sign."""
     if spec.index is None:
         return Scanned(model, wanted, spec.corpus or NEUTRAL, progress, tokens=spec.tokens, length=spec.length,
                        kept=kept, seed=spec.seed)
@@ -114,7 +111,7 @@ def read_text(
 
 
 class Window(Part):
-    """Some tokens of a window around one of them, with the neuron's activation at each."""
+    """Some tokens of a window around one of them, with the unit's activation at each."""
 
     tokens: list[str]
     """What each token says."""
@@ -132,18 +129,22 @@ class Window(Part):
     """For quantile examples: which tenth of the activations above 0 the value is from, 10 for the greatest."""
 
 
-def check_neuron(model: Model, site: Site) -> tuple[int, int]:
-    """Layer and unit of a site that names one neuron at all positions. Raises SiteError."""
-    if site.point != "neuron" or site.unit is None or site.layer is None or site.positions.kind != "all":
-        raise SiteError(f"{site}: examples are of single neurons at all positions, such as neuron.19.1044")
+UNITS = ("neuron", "gate", "feature")
+
+
+def check_unit(model: Model, site: Site) -> tuple[Site, int]:
+    """The whole site and the number of a site that names one neuron or feature at all positions. Raises SiteError."""
+    if site.point not in UNITS or site.unit is None or site.layer is None or site.positions.kind != "all":
+        raise SiteError(f"{site}: examples are of single neurons or features at all positions, such as neuron.19.1044 "
+                        "or feature.15.88")
     check_site(model.anatomy, site, model.name)
-    return site.layer, site.unit
+    return model.named(site.whole), site.unit
 
 
 def read_windows(
     model: Model, found: Found, asked: Sequence[tuple[Site, Peak]], context: int, progress: Progress
 ) -> list[Window]:
-    """For each neuron and place the tokens around it, at most `context`, two thirds of them before it.
+    """For each unit and place the tokens around it, at most `context`, two thirds of them before it.
 
     The window is run once more, up to the last token shown. Its first token is not shown: its activations are in no
     statistic. A place whose value is NaN gets the value of this run.

@@ -3,7 +3,7 @@
     index.parquet               one row a unit; there once the index is whole, and the shards are then gone
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from patchclamp.forward import Model, Site
 
 
 class IndexJob(Job):
-    """Sketches of every layer of an index."""
+    """Sketches of every unit of an index's sites."""
 
     verb = "indexing"
     kind = IndexManifest
@@ -30,30 +30,31 @@ class IndexJob(Job):
         return (self.folder / INDEX).is_file()
 
     def make(self, model: Model, shard: int) -> dict[str, Tensor]:
-        """Run a shard's windows, batch by batch, and give the sketches of its layers."""
+        """Run a shard's windows, batch by batch, and give the sketches of its sites."""
         manifest = self.manifest
         windows = manifest.windows_of(shard)
         ids = window_ids(self.folder, windows)
         places = manifest.places_in(windows)
-        sketches = {layer: Sketch(model.n_neurons(layer), manifest.top, places) for layer in manifest.layers}
-        sites = [Site("neuron", layer) for layer in manifest.layers]
+        sites = [Site.parse(site) for site in manifest.sites]
+        sketches = {site: Sketch(model.anatomy.n_units(site.place, site.layer or 0), manifest.top, places)
+                    for site in sites}
         for first in range(0, len(ids), manifest.batch):
             numbers = windows[first : first + manifest.batch]
 
             def take(site: Site, values_WTF: Tensor, numbers: Sequence[int] = numbers) -> None:
-                sketches[site.layer or 0].add(values_WTF, numbers, SKIP)
+                sketches[site].add(values_WTF, numbers, SKIP)
 
             model.scan(ids[first : first + manifest.batch], sites, take)
         check_finite(sketches, model)
-        return {f"{layer}.{name}": tensor for layer, sketch in sketches.items()
+        return {f"{number}.{name}": tensor for number, sketch in enumerate(sketches.values())
                 for name, tensor in sketch.tensors().items()}
 
 
-def check_finite(sketches: dict[int, Sketch], model: Model) -> None:
+def check_finite(sketches: Mapping[Site, Sketch], model: Model) -> None:
     """RunError if a value was no number: no statistic of it would mean anything."""
-    wrong = [layer for layer, sketch in sketches.items() if not sketch.finite]
+    wrong = [site for site, sketch in sketches.items() if not sketch.finite]
     if wrong:
-        raise RunError(f"neuron.{wrong[0]} of {model.name} has values that are no finite numbers; load the model in "
+        raise RunError(f"{wrong[0]} of {model.name} has values that are no finite numbers; load the model in "
                        f"float32 (it runs in {model.dtype})")
 
 

@@ -1,8 +1,8 @@
-"""One row a neuron: what a sketch says of each unit, and the Parquet file that keeps it.
+"""One row a unit, a neuron or a feature: what a sketch says of each unit, and the Parquet file that keeps it.
 
 | column | what it is |
 |---|---|
-| `layer`, `unit` | the neuron |
+| `site`, `unit` | whose unit it is, e.g. neuron.15, and its number |
 | `tokens` | how many tokens the numbers are over |
 | `mean`, `sd`, `min`, `max` | of the activation |
 | `active` | share of tokens with an activation above 0 |
@@ -39,7 +39,7 @@ from patchclamp.corpus.windows import (
     window_ids,
 )
 from patchclamp.errors import FileError, SiteError, SpecError, StoreError
-from patchclamp.forward import Model
+from patchclamp.forward import Model, Site
 
 INDEX = "index.parquet"
 MOST_SHARDS, A_SHARD, SHARE = 64, 256, 8
@@ -54,7 +54,10 @@ IDENTITY = b"patchclamp.index"
 class IndexSettings(Settings):
     """What an index depends on."""
 
-    layers: tuple[int, ...]
+    sites: tuple[str, ...]
+    """Whose units are indexed, e.g. neuron.15."""
+    autoencoders: tuple[str, ...] = ()
+    """Fingerprints of those that features among the sites belong to, in the order of sites."""
     top: int
     places: int
 
@@ -63,7 +66,7 @@ class IndexManifest(IndexSettings, Manifest):
     """The plan of an index."""
 
     what = "an index"
-    made_by = "patchclamp neurons index"
+    made_by = "patchclamp neurons index"  # or sae index
 
     sample: tuple[int, ...]
     """Places (window · length + position) whose values are kept, drawn from all but the first of each window."""
@@ -82,6 +85,11 @@ class IndexManifest(IndexSettings, Manifest):
         return cls(**settings.model_dump(), windows=windows, digest=digest,
                    sample=draw_places(windows, settings.length, places, settings.seed),
                    a_shard=settings.shard or shard_size(windows, settings.batch))
+
+
+def fingerprints(model: Model, sites: Sequence[Site]) -> tuple[str, ...]:
+    """Of the autoencoders that features among some sites belong to. SiteError if one is not attached."""
+    return tuple(model.autoencoder(site).fingerprint for site in sites if site.point == "feature")
 
 
 def shard_size(windows: int, batch: int) -> int:
@@ -108,7 +116,8 @@ class Peak(NamedTuple):
 class Unit:
     """What is known of one unit."""
 
-    layer: int
+    site: str
+    """Whose unit it is, e.g. neuron.15."""
     unit: int
     tokens: int
     mean: float
@@ -138,15 +147,15 @@ class Unit:
                                               strict=True)]
 
         return cls(
-            layer=row["layer"], unit=row["unit"], tokens=row["tokens"], mean=row["mean"], sd=row["sd"],
+            site=row["site"], unit=row["unit"], tokens=row["tokens"], mean=row["mean"], sd=row["sd"],
             active=row["active"], low=row["min"], high=row["max"], histogram=list(row["histogram"]),
             quantiles=list(row["quantiles"]), top=peaks("top"), bottom=peaks("bottom"),
             tenths=list(zip(row["sample_tenth"], peaks("sample"), strict=True)),
         )
 
 
-def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> Any:
-    """The rows of a layer's sketch as a pyarrow table. `units`: the numbers of the sketch's units; `length`: tokens in
+def table_of(sketch: Sketch, site: Site, units: Sequence[int], length: int) -> Any:
+    """The rows of a site's sketch as a pyarrow table. `units`: the numbers of the sketch's units; `length`: tokens in
     a window."""
     import pyarrow as pa
 
@@ -156,7 +165,7 @@ def table_of(sketch: Sketch, layer: int, units: Sequence[int], length: int) -> A
     constant_F = sketch.low_F == sketch.high_F
     sd_F = (sketch.squares_F / count - mean_F**2).clamp(min=0).sqrt().masked_fill(constant_F, 0.0)
     columns: dict[str, Any] = {
-        "layer": pa.array(np.full(n, layer), pa.int32()), "unit": pa.array(units, pa.int32()),
+        "site": pa.array([str(site)] * n), "unit": pa.array(units, pa.int32()),
         "tokens": pa.array(np.full(n, count), pa.int64()), "mean": mean_F.numpy(), "sd": sd_F.numpy(),
         "min": sketch.low_F.numpy(), "max": sketch.high_F.numpy(), "active": (sketch.active_F.double() / count).numpy(),
         "histogram": _lists(sketch.histogram_FB), "quantiles": _lists(_quantiles(ranked_FP)),
@@ -229,7 +238,7 @@ def _tenths(ranked_FP: Tensor, places_FP: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def merge_shards(manifest: IndexManifest, folder: Path) -> None:
-    """Merge all shards, in their order, into the index's table, one row group a layer, and remove them. Does nothing
+    """Merge all shards, in their order, into the index's table, one row group a site, and remove them. Does nothing
     if another process has done it."""
     from filelock import FileLock
 
@@ -244,10 +253,10 @@ def merge_shards(manifest: IndexManifest, folder: Path) -> None:
 
 
 def _tables(manifest: IndexManifest, folder: Path) -> Iterator[Any]:
-    for layer in manifest.layers:
-        parts = (read_shard(folder, manifest, shard, f"{layer}.") for shard in range(manifest.shards))
+    for number, site in enumerate(manifest.sites):
+        parts = (read_shard(folder, manifest, shard, f"{number}.") for shard in range(manifest.shards))
         sketch = reduce(Sketch.merge, map(Sketch.of, parts))
-        yield table_of(sketch, layer, range(len(sketch.total_F)), manifest.length)
+        yield table_of(sketch, Site.parse(site), range(len(sketch.total_F)), manifest.length)
 
 
 def _write_tables(tables: Iterator[Any], path: Path, identity: str) -> None:
@@ -315,19 +324,23 @@ class Index:
         if theirs.dtype != dtype:
             raise SpecError(f"{self.folder} was indexed in {theirs.dtype} and the model runs in {dtype}; load it with "
                             f"--dtype {theirs.dtype}")
+        sites = [Site.parse(site) for site in theirs.sites]
+        if theirs.autoencoders and fingerprints(model, sites) != theirs.autoencoders:
+            raise SpecError(f"{self.folder} is an index of features of another autoencoder than the one attached")
 
-    def units(self, layer: int, units: Sequence[int]) -> list[Unit]:
-        """What is known of some neurons of a layer. SiteError if the layer was not indexed."""
-        if layer not in self.manifest.layers:
-            raise SiteError(f"the index in {self.folder} has no layer {layer}; it has "
-                            f"{', '.join(map(str, self.manifest.layers))}")
-        table = self._file.read_row_group(self.manifest.layers.index(layer))
-        return units_in(table, units)
+    def units(self, site: Site, units: Sequence[int]) -> list[Unit]:
+        """What is known of some units of a site. SiteError if the site was not indexed."""
+        return units_in(self._file.read_row_group(self._group(site)), units)
 
-    def layer(self, layer: int, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """Some columns of numbers of all neurons of a layer."""
-        table = self._file.read_row_group(self.manifest.layers.index(layer), columns=list(columns))
-        return {name: table[name].to_numpy() for name in columns}
+    def columns(self, site: Site, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Some columns of numbers of all units of a site."""
+        table = self._file.read_row_group(self._group(site), columns=list(names))
+        return {name: table[name].to_numpy() for name in names}
+
+    def _group(self, site: Site) -> int:
+        if str(site) not in self.manifest.sites:
+            raise SiteError(f"the index in {self.folder} has no {site}; it has {', '.join(self.manifest.sites)}")
+        return self.manifest.sites.index(str(site))
 
     def windows(self, numbers: Sequence[int]) -> list[Ids]:
         """The token ids of windows."""

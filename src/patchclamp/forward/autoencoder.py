@@ -12,8 +12,10 @@ arXiv 2404.16014 (Gated) and 2407.14435 (JumpReLU); Bussmann et al. 2025, arXiv 
 Shape suffixes: N inputs, D width read, O width written (D but for transcoders), L latents, P active pairs.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +87,14 @@ class Autoencoder:
     def n_latents(self) -> int:
         """Number of latents, L."""
         return len(self.b_enc)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of its numbers and of how they are used."""
+        digest = hashlib.sha256(f"{self.info.architecture} {self.info.k} {self.site}".encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode() + self.tensors[name].detach().cpu().contiguous().float().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def directions(self) -> Tensor:

@@ -119,6 +119,19 @@ class Model:
             self.ref += f"{ATTACHED}{folder}"
         return attached
 
+    def autoencoder(self, site: str | Site) -> Autoencoder:
+        """The autoencoder that a feature's site belongs to. SiteError if there is none."""
+        site = Site.parse(site)
+        codec = self.anatomy.codec(site.place, site.layer or 0)[0]
+        if not isinstance(codec, Autoencoder):
+            raise SiteError(f"{site} belongs to no autoencoder")
+        return codec
+
+    def named(self, site: str | Site) -> Site:
+        """The same site; a feature's with the name of its autoencoder, however it was asked for."""
+        site = Site.parse(site)
+        return replace(site, name=self.autoencoder(site).info.name) if site.point == "feature" else site
+
     @property
     def weights_hash(self) -> str:
         """Hash that identifies the weights: of the files, or of the tensors once they were changed in memory."""

@@ -1,24 +1,25 @@
-"""Examples of a neuron: the text in which it is most and least active, and what lies between.
+"""Examples of a neuron, or of a feature: the text in which it is most and least active, and what lies between.
 
 The windows with the greatest activations show only the extreme end of a neuron (Bolukbasi et al. 2021, arXiv
 2104.07143), so places drawn from each tenth of the activations above 0 stand beside them, and the whole distribution.
 Where the MLP has a gate both signs occur, and the least activations are examples of their own.
 
 The control asks what the top windows have in common at the simplest level, one token: the share of them whose peak is
-at their most common token, beside the same share of random neurons of the same block, over the same corpus.
+at their most common token, beside the same share of random neurons of the same block (features of the same
+autoencoder), over the same corpus.
 """
 
 import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from patchclamp.corpus.found import KEPT, Found, TextSpec, Window, check_neuron, read_text, read_windows
+from patchclamp.corpus.found import KEPT, Found, TextSpec, Window, check_unit, read_text, read_windows
 from patchclamp.corpus.sketch import EDGES
 from patchclamp.corpus.table import QUANTILES, Index, Peak, Unit
 from patchclamp.errors import SpecError
@@ -41,7 +42,7 @@ class ExamplesSpec(TextSpec):
     """Which neurons, and where to look."""
 
     sites: Annotated[tuple[Site, ...], Positional()] = Field(min_length=1)
-    """Neurons, e.g. neuron.19.1044."""
+    """Neurons or features, e.g. neuron.19.1044 or feature.15.88."""
     top: int = Field(10, ge=1, le=200)
     """How many windows to show for each sign; no more than the index has."""
     tenth: int = Field(1, ge=0, le=4)
@@ -49,7 +50,7 @@ class ExamplesSpec(TextSpec):
     context: int = Field(24, ge=1)
     """How many tokens of a window to show."""
     controls: int = Field(20, ge=0)
-    """How many random neurons of the same block the most common token is compared with; 0 for no verdict."""
+    """How many random ones of the same block the most common token is compared with; 0 for no verdict."""
 
 
 class NeuronExamples(Part):
@@ -124,43 +125,44 @@ def examples(model: Model, spec: ExamplesSpec, progress: Progress) -> Outcome:
     The verdict is about the first neuron: do its top windows peak at one and the same token more than those of random
     neurons of its block?
     """
-    asked = [check_neuron(model, site) for site in spec.sites]
+    asked = [check_unit(model, site) for site in spec.sites]
     for site in spec.sites:
         if spec.sites.count(site) > 1:
             raise SpecError(f"{site} is named twice; name it once")
-    controls = {layer: _controls(model, layer, asked, spec) for layer, _ in asked}
-    wanted = {layer: [unit for other, unit in asked if other == layer] + controls[layer] for layer, _ in asked}
+    controls = {whole: _controls(model, whole, asked, spec) for whole, _ in asked}
+    wanted = {whole: [unit for other, unit in asked if other == whole] + controls[whole] for whole, _ in asked}
     found = read_text(model, spec, wanted, max(KEPT, spec.top), progress)
-    units = {(layer, unit): found.units(layer, [unit])[0] for layer, unit in asked}
+    units = {(whole, unit): found.units(whole, [unit])[0] for whole, unit in asked}
     windows = _windows(model, spec, found, units, progress)
     neurons, verdict = [], None
-    for number, (site, (layer, unit)) in enumerate(zip(spec.sites, asked, strict=True)):
-        own = units[layer, unit]
+    for number, (site, (whole, unit)) in enumerate(zip(spec.sites, asked, strict=True)):
+        own = units[whole, unit]
         token, hits = _common(found, own)
-        others = [float(np.mean(_common(found, other)[1])) for other in found.units(layer, controls[layer])
+        others = [float(np.mean(_common(found, other)[1])) for other in found.units(whole, controls[whole])
                   if not other.constant]
         random_share = control_range(others, share=True) if len(others) > 1 else NO_INTERVAL
-        neurons.append(_neuron(model, site, own, windows[layer, unit], token, hits, random_share))
+        neurons.append(_neuron(model, site, own, windows[whole, unit], token, hits, random_share))
         if number == 0 and others and not own.constant:
             verdict = _verdict(site, neurons[0], hits, others, spec.seed)
     return Examples(neurons=neurons, source=found.where), verdict
 
 
-def _controls(model: Model, layer: int, asked: Sequence[tuple[int, int]], spec: ExamplesSpec) -> list[int]:
-    """Random neurons of a block that were not asked for."""
-    one = [pair for pair in asked if pair[0] == layer][:1]
-    others = [pair for pair in asked if pair not in one]
-    n = min(spec.controls, count_groups(one, model.n_neurons, others))
-    return [group[0][1] for group in random_units(one, model.n_neurons, n, spec.seed, others)] if n else []
+def _controls(model: Model, whole: Site, asked: Sequence[tuple[Site, int]], spec: ExamplesSpec) -> list[int]:
+    """Random units of a site that were not asked for."""
+    first, *others = [(whole.layer or 0, unit) for other, unit in asked if other == whole]
+    available = model.anatomy.n_units(whole.place, whole.layer or 0)
+    n = min(spec.controls, count_groups([first], available, others))
+    return [group[0][1] for group in random_units([first], available, n, spec.seed, others)] if n else []
 
 
 def _windows(
-    model: Model, spec: ExamplesSpec, found: Found, units: dict[tuple[int, int], Unit], progress: Progress
-) -> dict[tuple[int, int], tuple[list[Window], list[Window], list[Window]]]:
+    model: Model, spec: ExamplesSpec, found: Found, units: dict[tuple[Site, int], Unit],
+    progress: Progress,
+) -> dict[tuple[Site, int], tuple[list[Window], list[Window], list[Window]]]:
     """Top, bottom and quantile windows of every neuron, all run in one plan."""
     chosen = {key: ([], [], []) if unit.constant else (unit.top[: spec.top], unit.bottom[: spec.top],
                                                        _of_tenths(unit, spec.tenth)) for key, unit in units.items()}
-    asked = [(Site("neuron", *key), peak) for key, three in chosen.items() for peaks in three for peak in peaks]
+    asked = [(replace(key[0], unit=key[1]), peak) for key, three in chosen.items() for peaks in three for peak in peaks]
     read = iter(read_windows(model, found, asked, spec.context, progress))
     out = {key: tuple([next(read) for _ in peaks] for peaks in three) for key, three in chosen.items()}
     for key, (_, _, tenths) in out.items():
@@ -214,7 +216,7 @@ def _verdict(site: Site, neuron: NeuronExamples, hits: list[float], others: list
     return judge(
         hits, np.array(others), direction="greater", against="distribution", share=True, seed=seed,
         claim=f"the windows in which {site} is most active peak at one token, {neuron.common_token!r}, more than those "
-              f"of random neurons of block {site.layer} do at theirs (share of {len(hits)} windows)",
+              f"of random {site.point}s of block {site.layer} do at theirs (share of {len(hits)} windows)",
     )
 
 
@@ -255,16 +257,16 @@ def texts_of(
 ) -> NeuronTexts:
     """Windows of one neuron, each with its tokens as text and the activation at every one.
 
-    `found`: an `Index(folder)`, or `Scanned(model, {layer: [unit]}, corpus, Silent())`. `half`: only windows with an
-    even ("shown") or an odd number ("held out"), so that an explanation made from one half is scored on the other;
-    None for all. At most as many windows come as the half holds. Raises SiteError for what is no single neuron,
-    SpecError if the index is another model's, or if the neuron is constant.
+    `found`: an `Index(folder)`, or `Scanned(model, {Site("neuron", 3): [unit]}, corpus, Silent())`. `half`: only
+    windows with an even ("shown") or an odd number ("held out"), so that an explanation made from one half is scored on
+    the other; None for all. At most as many windows come as the half holds. Raises SiteError for what is no single
+    neuron or feature, SpecError if the index is another model's, or if the unit is constant.
     """
     where = Site.parse(site)
-    layer, number = check_neuron(model, where)
+    whole, number = check_unit(model, where)
     if isinstance(found, Index):
         found.check_model(model)
-    unit = found.units(layer, [number])[0]
+    unit = found.units(whole, [number])[0]
     if unit.constant:
         raise SpecError(f"{where} is constant over {found.where} ({unit.high:g} at all {unit.tokens} tokens); nothing "
                         "tells its windows apart")

@@ -1,4 +1,4 @@
-"""What is a neuron for, in words: an explanation, and whether it holds on text it was not made from.
+"""What is a neuron, or a feature, for, in words: an explanation, and whether it holds on text it was not made from.
 
 Two explanations are made from one half of the windows and scored on the other half (`scoring`): the n-grams the neuron
 fires at (`rules`), and, if a language model is at hand, one line by that model (`inwords`). Beside them stand the
@@ -7,13 +7,14 @@ arXiv 2209.10652; Bills et al. 2023), and then no short explanation scores well.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from patchclamp.corpus.found import Found, TextSpec, Window, check_neuron, read_text
+from patchclamp.corpus.found import Found, TextSpec, Window, check_unit, read_text
 from patchclamp.corpus.table import QUANTILES
 from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
@@ -53,7 +54,7 @@ class ExplainSpec(TextSpec):
     """Which neuron, on what text, explained by whom."""
 
     site: Annotated[Site, Positional()]
-    """The neuron, e.g. neuron.19.1044."""
+    """The neuron or feature, e.g. neuron.19.1044 or feature.15.88."""
     context: int = Field(24, ge=8, le=64)
     """Tokens of a window that are shown to the explainer and scored."""
     endpoint: str | None = None
@@ -160,18 +161,22 @@ class Material(NamedTuple):
 
 @method("neurons.explain", spec=ExplainSpec, result=ExplainResult)
 def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
-    """Explain a neuron in words, and score the explanation on text it was not made from.
+    """Explain a neuron or a feature in words, and score the explanation on text it was not made from.
 
     The verdict is on the better of the two explanations, of n-grams and of a language model if one is asked: does it
     tell active from inactive passages and words more often than explanations of other neurons do, and in at least .7 of
     the cases? If not there is no clean explanation (polysemantic).
     """
-    layer, unit = check_neuron(model, spec.site)
+    whole, unit = check_unit(model, spec.site)
     asked = _asked(spec)
-    units = [unit, *(group[0][1] for group in random_units([(layer, unit)], model.n_neurons, spec.others, spec.seed))]
-    found = read_text(model, spec, {layer: units}, KEPT, progress)
-    own, trials = _prepared(model, spec, layer, unit, found, progress)
-    materials = [own, *(other for one in units[1:] if (other := _material(model, spec, layer, one, found, progress)))]
+    layer = whole.layer or 0
+    drawn = random_units([(layer, unit)], model.anatomy.n_units(whole.place, layer), spec.others, spec.seed)
+    units = [unit, *(group[0][1] for group in drawn)]
+    found = read_text(model, spec, {whole: units}, KEPT, progress)
+    own, trials = _prepared(model, spec, replace(whole, unit=unit), found, progress)
+    others = [replace(whole, unit=one) for one in units[1:]]
+    beside = {site: other for site in others if (other := _material(model, spec, site, found, progress))}
+    materials = [own, *beside.values()]
     ways: list[list[Explanation]] = [[_rule(one) for one in materials]]
     if asked is not None:
         shown = [one.firing[: spec.shown] for one in materials[: 1 + ASKED_ABOUT]]
@@ -184,11 +189,10 @@ def explain(model: Model, spec: ExplainSpec, progress: Progress) -> Outcome:
     tried = [[answers(one, some) for one in way] for way, some in zip(ways, cut, strict=False)]
     explanations = [_explained(way, some, asked, spec.seed) for way, some in zip(ways, tried, strict=True)]
     places = [(found.windows([w.window])[0][: w.position + 1], w.position) for w in trials.active[:MEMORY_PLACES]]
-    controls = units[1 : 1 + MEMORY_CONTROLS]
     result = ExplainResult(
         site=str(spec.site), explanations=explanations, threshold=own.threshold,
-        memory=memory(model, spec.site, places, controls, progress), shown=own.firing[: spec.shown],
-        heldout=len(trials.active), source=found.where,
+        memory=memory(model, spec.site, places, list(beside)[:MEMORY_CONTROLS], progress),
+        shown=own.firing[: spec.shown], heldout=len(trials.active), source=found.where,
     )
     usable = [i for i, one in enumerate(explanations) if one.score.unanswered <= SILENT]
     best = max(usable, key=lambda i: explanations[i].accuracy.mean)
@@ -214,21 +218,21 @@ def _asked(spec: ExplainSpec) -> Asked | None:
 
 
 def _prepared(
-    model: Model, spec: ExplainSpec, layer: int, unit: int, found: Found, progress: Progress
+    model: Model, spec: ExplainSpec, site: Site, found: Found, progress: Progress
 ) -> tuple[Material, Trial]:
-    own = _material(model, spec, layer, unit, found, progress, is_own=True)
+    own = _material(model, spec, site, found, progress, is_own=True)
     if own is None:
         raise SpecError(f"{spec.site} is constant over {found.where}; nothing tells its windows apart, so there is "
                         "nothing to explain")
-    held = texts_of(model, spec.site, found, "held out", top=KEPT, tenth=A_TENTH, random_windows=KEPT,
+    held = texts_of(model, site, found, "held out", top=KEPT, tenth=A_TENTH, random_windows=KEPT,
                     context=spec.context, seed=spec.seed, progress=progress)
     return own, trial(held.top, held.tenths, held.random, own.threshold, spec.seed)
 
 
 def _material(
-    model: Model, spec: ExplainSpec, layer: int, unit: int, found: Found, progress: Progress, is_own: bool = False
+    model: Model, spec: ExplainSpec, site: Site, found: Found, progress: Progress, is_own: bool = False
 ) -> Material | None:
-    known = found.units(layer, [unit])[0]
+    known = found.units(site.whole, [site.unit or 0])[0]
     if known.constant:
         return None
     quantiles = dict(zip(QUANTILES, known.quantiles, strict=True))
@@ -236,7 +240,7 @@ def _material(
     if threshold <= quantiles[0.5]:  # silent nearly everywhere: whatever lies above that is active
         threshold = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
     kept = KEPT if is_own else KEPT // 2
-    shown = texts_of(model, Site("neuron", layer, unit), found, "shown", top=kept, tenth=A_TENTH if is_own else 1,
+    shown = texts_of(model, site, found, "shown", top=kept, tenth=A_TENTH if is_own else 1,
                      random_windows=kept, context=spec.context, seed=spec.seed, progress=progress)
     return Material(shown, float(threshold))
 

@@ -108,7 +108,7 @@ def index(model: Model, spec: IndexSpec, progress: Progress) -> Outcome:
     """
     folder = Path(spec.save)
     made = make_index(model, settings_of(model, spec), folder, progress, spec.workers, spec.ray)
-    layers = [_layer(made, layer) for layer in made.manifest.layers]
+    layers = [_layer(made, Site.parse(site)) for site in made.manifest.sites]
     windows = made.manifest.windows
     return IndexedNeurons(
         folder=str(folder), windows=windows, tokens=windows * (made.manifest.length - 1),
@@ -124,16 +124,16 @@ def settings_of(model: Model, spec: IndexSpec) -> IndexSettings:
     for layer in layers:
         check_site(model.anatomy, Site("neuron", layer), model.name)
     return IndexSettings(
-        **Settings.of_model(model), layers=layers,
+        **Settings.of_model(model), sites=tuple(str(Site("neuron", layer)) for layer in layers),
         **spec.model_dump(include={"corpus", "tokens", "length", "top", "places", "batch", "shard", "seed"}),
     )
 
 
-def _layer(made: Index, layer: int) -> IndexedLayer:
-    columns = made.layer(layer, ("active", "mean", "sd", "min", "max"))
+def _layer(made: Index, site: Site) -> IndexedLayer:
+    columns = made.columns(site, ("active", "mean", "sd", "min", "max"))
     alive = columns["min"] < columns["max"]
     peak = np.maximum(np.abs(columns["min"]), np.abs(columns["max"]))[alive] / columns["sd"][alive]
-    return IndexedLayer(layer=layer, neurons=len(alive), constant=int((~alive).sum()),
+    return IndexedLayer(layer=site.layer or 0, neurons=len(alive), constant=int((~alive).sum()),
                         active=_spread(columns["active"]), peak=_spread(peak) if alive.any() else (0.0, 0.0, 0.0))
 
 

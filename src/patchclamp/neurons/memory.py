@@ -1,4 +1,5 @@
-"""A neuron as a key and a value: what its input weights match, what its output weights write, and whether that is seen.
+"""A neuron, or a feature, as a key and a value: what its input weights match, what its output weights write, whether
+that is seen.
 
 Feed-forward layers as key-value memories: Geva et al. 2021, arXiv 2012.14913; values promote words: Geva et al. 2022,
 arXiv 2203.14680. What the weights say is compared with what ablating the neuron takes away, since a value that is
@@ -51,17 +52,17 @@ class Memory(Part):
     """The same of what random neurons of the layer are seen to do at those places: mean and 95 % range."""
     matches: list[Word]
     """Tokens whose embedding alone, sent through the MLP's norm, makes the neuron most active; empty where the family
-    has no such path. What the attention has added meanwhile is not in it, so it says most in early layers."""
+    has no such path, and for features. What the attention has added meanwhile is not in it, so it says most in early
+    layers."""
 
 
 def memory(
-    model: Model, site: Site, places: Sequence[Place], controls: Sequence[int], progress: Progress
+    model: Model, site: Site, places: Sequence[Place], controls: Sequence[Site], progress: Progress
 ) -> Memory:
-    """Read a neuron's weights, and set them against what its ablation does at these places."""
-    layer, unit = site.layer or 0, site.unit or 0
-    reads: list[str | Readout] = [f"neuron.{layer}@last", f"resid.{model.n_layers - 1}@last", Readout.logits()]
-    others = [Site("neuron", layer, other).at("last") for other in controls]
-    ablated = [site.at("last"), *others]
+    """Read a unit's weights, and set them against what its ablation does at these places. `controls`: random ones of
+    the same site."""
+    reads: list[str | Readout] = [str(site.whole.at("last")), f"resid.{model.n_layers - 1}@last", Readout.logits()]
+    ablated = [one.at("last") for one in (site, *controls)]
     edits: list[list[Edit]] = [[], *([Edit.mean(one)] for one in ablated)]
     plan = Plan.of((ids, edit, [Readout.logits()] if edit else reads) for ids, _ in places for edit in edits)
     values = model.execute(plan, track=progress.track)
@@ -69,11 +70,10 @@ def memory(
     written, seen, random = [], [], []
     for i in range(len(places)):
         (acts_F, resid_D, clean_V), *rest = values[i * len(edits) : (i + 1) * len(edits)]
-        path = neuron_path(model.anatomy, {f"neuron.{layer}": acts_F}, layer)
-        direction_D = neuron_direction(model.anatomy, layer, unit, path)
+        direction_D = _direction(model, site, acts_F)
         written.append(FrozenUnembedding(model.anatomy, resid_D).written(direction_D[None])[0].float().cpu())
         changes = [(clean_V.float().log_softmax(0) - row[0].float().log_softmax(0)).cpu() for row in rest]
-        sign = float(np.sign(float(acts_F[unit]) - usual))
+        sign = float(np.sign(float(acts_F[site.unit or 0]) - usual))
         seen.append(changes[0])
         random.append([_correlation(sign * written[-1], change) for change in changes[1:]])
         written[-1] = sign * written[-1]
@@ -84,8 +84,17 @@ def memory(
         raised=_words(model, seen_V, True), lowered=_words(model, seen_V, False),
         agreement=bootstrap_mean(np.array(own), 0),
         random_agreement=control_range(np.mean(random, axis=0)) if len(controls) > 1 else NO_INTERVAL,
-        matches=_matches(model, layer, unit),
+        matches=_matches(model, site.layer or 0, site.unit or 0) if site.point == "neuron" else [],
     )
+
+
+def _direction(model: Model, site: Site, acts_F: Tensor) -> Tensor:
+    """What one unit of activation adds to the residual stream, [D]."""
+    layer, unit = site.layer or 0, site.unit or 0
+    if site.point == "feature":
+        return model.autoencoder(site).directions[unit]
+    path = neuron_path(model.anatomy, {f"neuron.{layer}": acts_F}, layer)
+    return neuron_direction(model.anatomy, layer, unit, path)
 
 
 def _words(model: Model, values_V: Tensor, highest: bool) -> list[Word]:
