@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import pandas as pd
 
+from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
+
 if TYPE_CHECKING:
+    from patchclamp.sae.evaluate import Evaluated
     from patchclamp.sae.harvest import Harvested
     from patchclamp.sae.train import TrainResult
 
@@ -43,3 +46,53 @@ def train_chart(result: TrainResult) -> alt.TopLevelMixin:
             alt.X("L0:Q", title="active latents"), alt.Y("FVU:Q"), alt.Color("autoencoder:N", sort=None),
             tooltip=["autoencoder", "L0", "FVU"]).properties(width=420, height=220))
     return alt.vconcat(*charts)
+
+
+def evaluated_chart(result: Evaluated) -> alt.TopLevelMixin:
+    """FVU and loss recovered beside dictionaries nobody learned; how often latents are active; probes."""
+    charts = [_beside(result, "fvu", "FVU (0 everything, 1 the mean)")]
+    if result.ce_recovered is not None:
+        charts += [_beside(result, "ce_recovered", "CE recovered, from zero"),
+                   _beside(result, "ce_recovered_from_mean", "CE recovered, from the mean")]
+    rows: list[Any] = [alt.hconcat(*charts), _density(result)]
+    if result.probes:
+        rows.append(_probes(result))
+    return styled(alt.vconcat(*rows))
+
+
+def _beside(result: Evaluated, name: str, title: str) -> alt.LayerChart:
+    found = {result.name: result.own, **result.baselines}
+    data = pd.DataFrame([
+        {"dictionary": key, title: getattr(one, name), "low": one.intervals[name].low, "high": one.intervals[name].high,
+         "own": key == result.name} for key, one in found.items()])
+    base = alt.Chart(data).encode(alt.Y("dictionary:N", sort=None, title=None))
+    bars = base.mark_bar().encode(
+        alt.X(f"{title}:Q", scale=alt.Scale(zero=True)), tooltip=["dictionary", alt.Tooltip(title, format=".4f")],
+        color=alt.condition("datum.own", alt.value(EFFECT), alt.value(CONTROL)))
+    return (bars + base.mark_rule().encode(x="low:Q", x2="high:Q")).properties(width=220, height=110)
+
+
+def _density(result: Evaluated) -> alt.Chart:
+    edges = [result.density_edges[0] / 10**0.25, *result.density_edges]
+    data = pd.DataFrame([{"from": low, "to": high, "latents": count}
+                         for low, high, count in zip(edges[:-1], edges[1:], result.density, strict=False)])
+    title = (f"how often each of {result.latents:,} latents is active on {result.rows:,} held-out rows "
+             f"({result.dead_fraction:.1%} never)")
+    return alt.Chart(data, title=title).mark_bar(color=EFFECT, stroke="white").encode(
+        alt.X("from:Q", scale=alt.Scale(type="log"), title="share of rows", axis=alt.Axis(format="~g")), x2="to:Q",
+        y=alt.Y("latents:Q"), y2=alt.datum(0), tooltip=["from", "to", "latents"]).properties(width=520, height=150)
+
+
+def _probes(result: Evaluated) -> alt.Chart:
+    rows = []
+    for one in result.probes:
+        for label in one.labels:
+            what = f"{one.source.rsplit('/', 1)[-1]}: {label.label}"
+            rows += [{"label": what, "k": str(probe.k), "numbers": kind, "AUROC": getattr(probe, kind)}
+                     for probe in label.by_k for kind in ("latents", "neurons", "random")]
+            rows.append({"label": what, "k": "all", "numbers": "neurons", "AUROC": label.dense})
+    return alt.Chart(pd.DataFrame(rows)).mark_line(point=True).encode(
+        alt.X("k:N", sort=None, title="numbers used"), alt.Y("AUROC:Q", scale=alt.Scale(domain=[0.4, 1], clamp=True)),
+        alt.Color("numbers:N", sort=None, scale=alt.Scale(range=[CATEGORY[0], CATEGORY[1], CONTROL])),
+        alt.Facet("label:N", columns=3, title=None), tooltip=["label", "k", "numbers", "AUROC"],
+    ).properties(width=170, height=120)

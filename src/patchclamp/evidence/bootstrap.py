@@ -72,6 +72,35 @@ def paired_difference(
     return bootstrap_mean(first_N - second_N, seed, n, level)
 
 
+def bootstrap_ratio(
+    over: Values, under: Values, seed: int, n: int = RESAMPLES, level: float = 0.95
+) -> Interval:
+    """Σ `over` / Σ `under` [N], resampling pairs: for a pooled quotient, such as a share of variance, whose parts were
+    measured on N texts.
+
+    One pair: `low` and `high` are NaN. Raises InputError as `paired_difference`, and if Σ `under` is 0.
+    """
+    over_N, under_N = sample(over, 1), sample(under, 1)
+    tails = _tails(level)
+    if len(over_N) != len(under_N):
+        raise InputError(f"a quotient needs equally many values on both sides; got {len(over_N)} and {len(under_N)}")
+    if not under_N.sum():
+        raise InputError("a quotient by a sum of 0 means nothing")
+    mean, size = float(over_N.sum() / under_N.sum()), len(over_N)
+    if size == 1:
+        return Interval(mean=mean, low=math.nan, high=math.nan)
+    # how often each pair was drawn says all that a sum needs to know
+    generator = np.random.default_rng(seed)
+    rows = max(1, BLOCK // size)
+    quotients = []
+    for start in range(0, n, rows):
+        drawn_RN = generator.multinomial(size, np.full(size, 1 / size), size=min(rows, n - start))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quotients.append((drawn_RN @ over_N) / (drawn_RN @ under_N))
+    low, high = np.nanquantile(np.concatenate(quotients), tails)
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
 def bootstrap_groups(values: Values, seed: int, n: int = RESAMPLES, level: float = 0.95) -> Interval:
     """Grand mean of `values` [G, N], G control groups measured on the same N prompts.
 

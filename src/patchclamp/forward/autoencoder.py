@@ -155,7 +155,10 @@ class Autoencoder:
     def save(self, folder: str | Path) -> Path:
         """Write the folder's autoencoder.safetensors; returns its path. Raises StoreError."""
         path = Path(folder) / FILE
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.tensors.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            is_shared = any(tensor.data_ptr() == other.data_ptr() for other in tensors.values())  # a file has no ties
+            tensors[name] = tensor.detach().clone() if is_shared else tensor.detach().contiguous()
         write_tensors(path, tensors, {ABOUT: self.info.model_dump_json()})
         return path
 
