@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import patchclamp as pc
-from patchclamp.vectors.measure import kl_on, unrelated_texts
+from patchclamp.evidence.written import kl_on, unrelated_texts
 from patchclamp.vectors.vector import Setting
 
 MODELS = ("smollm2-135m-instruct", "gemma-3-270m")

@@ -12,10 +12,11 @@ from tiny import tiny_model
 import patchclamp as pc
 from patchclamp.corpus.found import Scanned
 from patchclamp.corpus.pack import pack
+from patchclamp.corpus.shown import texts_of
 from patchclamp.corpus.table import Index
 from patchclamp.errors import FileError, SiteError, SpecError
 from patchclamp.evidence.method import Silent
-from patchclamp.neurons.examples import examples, texts_of
+from patchclamp.neurons.examples import examples
 from patchclamp.neurons.index import index
 
 LENGTH = 16
@@ -202,7 +203,7 @@ def test_an_index_of_another_model_or_without_the_layer(folder, corpus, tmp_path
     with pytest.raises(SpecError, match=r"is an index of llama .* not of mistral"):
         examples(tiny_model("mistral"), sites=SITES, index=folder)
     index(tiny_model("llama"), corpus=corpus, save=str(tmp_path / "i"), length=LENGTH, layers=[0])
-    with pytest.raises(SiteError, match="has no layer 1; it has 0"):
+    with pytest.raises(SiteError, match=r"has no neuron\.1; it has neuron\.0"):
         examples(tiny_model("llama"), sites=SITES, index=str(tmp_path / "i"))
 
 

@@ -10,11 +10,11 @@ from tiny import tiny_model, tiny_vector
 import patchclamp as pc
 from patchclamp import Edit
 from patchclamp.errors import FileError, InputError, SpecError
+from patchclamp.evidence.written import kl_on, surprise
 from patchclamp.tasks.rows import BehaviourRow
 from patchclamp.vectors.choices import swapped
 from patchclamp.vectors.evaluate import evaluate_vector
 from patchclamp.vectors.match import added, matched, random_directions, within_sides
-from patchclamp.vectors.measure import kl_on, surprise
 
 weights = pytest.mark.weights
 STRONG = 3e7

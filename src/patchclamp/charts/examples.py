@@ -9,7 +9,8 @@ from patchclamp.charts.style import CONTROL, EFFECT, heatmap_size, styled, visib
 
 if TYPE_CHECKING:
     from patchclamp.corpus.found import Window
-    from patchclamp.neurons.examples import Examples, NeuronExamples
+    from patchclamp.corpus.shown import UnitExamples
+    from patchclamp.neurons.examples import Examples
     from patchclamp.neurons.index import IndexedNeurons
 
 NEURONS, TOP, BOTTOM = 6, 8, 4
@@ -51,13 +52,13 @@ def examples_chart(result: "Examples") -> alt.TopLevelMixin:
     return styled(alt.vconcat(*drawn).resolve_scale(color="independent"))
 
 
-def _neuron(neuron: "NeuronExamples") -> alt.Chart | alt.VConcatChart:
+def _neuron(neuron: "UnitExamples") -> alt.Chart | alt.VConcatChart:
     histogram = _histogram(neuron)
     windows = [*neuron.top[:TOP], *neuron.bottom[:BOTTOM]]
     return alt.vconcat(histogram, _windows(neuron, windows)) if windows else histogram
 
 
-def _histogram(neuron: "NeuronExamples") -> alt.Chart:
+def _histogram(neuron: "UnitExamples") -> alt.Chart:
     """Both axes are linear near 0 and logarithmic beyond, or nothing but the bulk would be seen."""
     ends = [neuron.low, *neuron.edges, neuron.high]
     rows = [{"from": max(low, neuron.low), "to": min(high, neuron.high), "tokens": count}
@@ -73,12 +74,12 @@ def _histogram(neuron: "NeuronExamples") -> alt.Chart:
     ).properties(width=520, height=140, title=title)
 
 
-def _ticks(neuron: "NeuronExamples") -> list[float]:
+def _ticks(neuron: "UnitExamples") -> list[float]:
     powers = [10.0**n for n in range(-2, 5)]
     return [t for t in (*(-p for p in reversed(powers)), 0.0, *powers) if neuron.low <= t <= neuron.high]
 
 
-def _windows(neuron: "NeuronExamples", windows: "list[Window]") -> alt.LayerChart:
+def _windows(neuron: "UnitExamples", windows: "list[Window]") -> alt.LayerChart:
     most = max(abs(neuron.low), abs(neuron.high))
     data = pd.DataFrame([
         {"row": row, "column": index - w.at, "text": _short(token), "token": visible(token),

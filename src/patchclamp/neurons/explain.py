@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from patchclamp.corpus.found import Found, TextSpec, Window, check_unit, read_text
+from patchclamp.corpus.shown import UnitTexts, texts_of
 from patchclamp.corpus.table import QUANTILES
 from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
@@ -26,7 +27,6 @@ from patchclamp.evidence.passage import Passage
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
 from patchclamp.model.cache import cache_dir
-from patchclamp.neurons.examples import NeuronTexts, texts_of
 from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
@@ -150,7 +150,7 @@ class ExplainResult(Result):
 class Material(NamedTuple):
     """One neuron's windows in both halves."""
 
-    shown: NeuronTexts
+    shown: UnitTexts
     threshold: float
 
     @property

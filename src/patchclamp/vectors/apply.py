@@ -10,12 +10,12 @@ from pydantic import Field
 from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
+from patchclamp.evidence.written import kl_on, perplexity_ratio, surprise
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.forward.asked import as_prompt, has_template
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts
 from patchclamp.vectors.match import added, matched, random_directions
-from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise
 from patchclamp.vectors.search import natural_strength, projected_out
 from patchclamp.vectors.states import Example, states
 from patchclamp.vectors.vector import Setting, SteeringVector, Unit, load_vector

@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from patchclamp.evidence.method import Progress
+from patchclamp.evidence.recognise import recognise
+from patchclamp.evidence.written import answers
 from patchclamp.forward import Edit, Generated, Model, Plan, Readout
 from patchclamp.forward.asked import as_prompt
 from patchclamp.forward.calls import edits_by_prompt
 from patchclamp.tasks.behaviour import Asked, Examples, Recognised
 from patchclamp.tasks.rows import BehaviourRow
-from patchclamp.vectors.detect import recognise
-from patchclamp.vectors.measure import answers
 from patchclamp.vectors.states import answered
 
 Kind = Literal["plain", "showing"]

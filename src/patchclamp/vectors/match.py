@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from patchclamp.evidence.controls import matching_strengths, random_split_directions
+from patchclamp.evidence.written import kl_on
 from patchclamp.forward import Edit, Model, Site
-from patchclamp.vectors.measure import kl_on
 from patchclamp.vectors.vector import Setting
 
 PROMPTS = 4

@@ -13,16 +13,16 @@ from torch import Tensor
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range, mean_if_any
 from patchclamp.evidence.method import Outcome, Progress
 from patchclamp.evidence.rater import Rater
+from patchclamp.evidence.recognise import repetition
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
+from patchclamp.evidence.written import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.forward import Edit
 from patchclamp.tasks.behaviour import Behaviour, texts_of
 from patchclamp.vectors.behave import Asking, Case
 from patchclamp.vectors.choices import ChoiceShift, choice_shift
 from patchclamp.vectors.choose import Choice
-from patchclamp.vectors.detect import repetition
 from patchclamp.vectors.evaluated import Answered, Dose, EvaluateResult, Moved
 from patchclamp.vectors.match import control_edits
-from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.rated import RatedCondition, rated
 from patchclamp.vectors.search import projected_out
 from patchclamp.vectors.vector import SteeringVector

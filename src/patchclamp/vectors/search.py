@@ -22,11 +22,11 @@ from patchclamp.errors import InputError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Part, Progress, Spec
+from patchclamp.evidence.recognise import repetition
+from patchclamp.evidence.written import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.forward import Edit, Generated, Model, Site
 from patchclamp.forward.site import Positions
 from patchclamp.vectors.behave import Asking, Case
-from patchclamp.vectors.detect import repetition
-from patchclamp.vectors.measure import kl_on, perplexity_ratio, surprise, unrelated_texts
 from patchclamp.vectors.vector import Ablation, Setting, SteeringVector
 
 COARSE = {"add": (1.2,), "subtract": (0.6, 1.2, 2.4, 4.0)}

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Progress, Spec
+from patchclamp.evidence.recognise import recognise
+from patchclamp.evidence.written import answers
 from patchclamp.forward import Model, Site
 from patchclamp.forward.asked import as_prompt, auto_format
 from patchclamp.forward.prepare import check_site
@@ -27,9 +29,7 @@ from patchclamp.tasks.behaviour import (
     texts_of,
 )
 from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
-from patchclamp.vectors.detect import recognise
 from patchclamp.vectors.directions import How
-from patchclamp.vectors.measure import answers
 from patchclamp.vectors.vector import SteeringVector
 
 Format = Literal["chat", "text"]

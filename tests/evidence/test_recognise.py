@@ -6,8 +6,8 @@ import transformers as tf
 from tiny import GQA, tiny_tokenizer
 
 from patchclamp.errors import ModelError, SpecError
+from patchclamp.evidence.recognise import count_phrases, is_degenerate, recognise, refuses, repetition
 from patchclamp.tasks.behaviour import Recognised
-from patchclamp.vectors.detect import count_phrases, is_degenerate, recognise, refuses, repetition
 
 
 @pytest.mark.parametrize(
