@@ -10,7 +10,7 @@ from tiny import tiny_model
 import patchclamp as pc
 from patchclamp.errors import FileError, SiteError, SpecError
 from patchclamp.evidence.association import adjusted_p, associate, scores, shuffled
-from patchclamp.neurons.search import Search, best_of
+from patchclamp.evidence.search import Search, best_of
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
+    from patchclamp.evidence.finding import FoundUnits
     from patchclamp.neurons.ablate import Ablation
     from patchclamp.neurons.attribute import Attribution
     from patchclamp.neurons.dose import DoseResult
     from patchclamp.neurons.explain import ExplainResult
-    from patchclamp.neurons.find import FoundNeurons
     from patchclamp.neurons.groups import Group
     from patchclamp.neurons.repair import RepairResult
 
@@ -37,7 +37,7 @@ def ablation_chart(result: "Ablation") -> alt.TopLevelMixin:
     return styled(alt.vconcat(*rows))
 
 
-def found_chart(result: "FoundNeurons") -> alt.TopLevelMixin:
+def found_chart(result: "FoundUnits") -> alt.TopLevelMixin:
     """The best neurons' AUROC, where they were found (hollow) and on other prompts (filled), beside the ranges of
     random neurons and of the best with shuffled labels; by layer how many neurons stand out."""
     data = pd.DataFrame([

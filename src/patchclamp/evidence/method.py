@@ -66,6 +66,7 @@ BUILT_IN = (
     "patchclamp.sae.harvest",
     "patchclamp.sae.train",
     "patchclamp.sae.evaluate",
+    "patchclamp.sae.find",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )

@@ -143,6 +143,11 @@ class Anatomy:
         self._codecs[f"feature:{name}", layer] = codec, point
         self._taps = {key: tap for key, tap in self._taps.items() if not key[0].startswith("feature")}
 
+    @property
+    def codecs(self) -> dict[tuple[str, int], Codec]:
+        """The attached autoencoders by (`feature:NAME`, block)."""
+        return {key: codec for key, (codec, _) in self._codecs.items()}
+
     def codec(self, place: str, layer: int) -> tuple[Codec, str]:
         """The autoencoder called `feature:NAME` in a block, or the block's only one, and the point it reads.
         SiteError if there is none."""
