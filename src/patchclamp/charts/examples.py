@@ -48,11 +48,11 @@ def _by_layer(
 
 def examples_chart(result: "Examples") -> alt.TopLevelMixin:
     """For each of the first neurons its histogram and its windows, tokens coloured by activation."""
-    drawn = [_neuron(neuron) for neuron in result.neurons[:NEURONS]]
+    drawn = [unit_chart(neuron) for neuron in result.neurons[:NEURONS]]
     return styled(alt.vconcat(*drawn).resolve_scale(color="independent"))
 
 
-def _neuron(neuron: "UnitExamples") -> alt.Chart | alt.VConcatChart:
+def unit_chart(neuron: "UnitExamples") -> alt.Chart | alt.VConcatChart:
     histogram = _histogram(neuron)
     windows = [*neuron.top[:TOP], *neuron.bottom[:BOTTOM]]
     return alt.vconcat(histogram, _windows(neuron, windows)) if windows else histogram

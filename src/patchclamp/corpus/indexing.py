@@ -5,16 +5,46 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from patchclamp.corpus.sketch import Sketch
-from patchclamp.corpus.table import INDEX, Index, IndexManifest, IndexSettings, merge_shards
-from patchclamp.corpus.windows import SKIP, plan, window_ids
+from patchclamp.corpus.table import INDEX, Index, IndexManifest, IndexSettings, fingerprints, merge_shards
+from patchclamp.corpus.windows import SKIP, Settings, plan, window_ids
 from patchclamp.corpus.work import Job
 from patchclamp.errors import RunError
-from patchclamp.evidence.method import Progress
+from patchclamp.evidence.cli_hints import Positional
+from patchclamp.evidence.method import Progress, Spec
 from patchclamp.forward import Model, Site
+from patchclamp.tasks.files import DataFile
+
+
+class UnitIndexSpec(Spec):
+    """What to index units over, and how finely."""
+
+    corpus: Annotated[DataFile, Positional()]
+    """A text file, a folder of them, JSONL or Parquet with a text column, hf:NAME[:SPLIT], or example:neutral."""
+    save: DataFile
+    """The index's folder. If the work was interrupted, the same command goes on where it was; given several times at
+    once, the processes share the work."""
+    tokens: int = Field(200_000, ge=1)
+    """How many tokens to read at most."""
+    length: int = Field(128, ge=4)
+    """Tokens in a window: what a neuron may look back on, and the most an example can show."""
+    top: int = Field(20, ge=1, le=200)
+    """How many windows to keep for each unit and sign, one entry a window."""
+    places: int = Field(2048, ge=0)
+    """How many tokens, drawn from the whole corpus, all activations are kept of: for quantiles and their examples."""
+    batch: int = Field(32, ge=1)
+    """Windows in one pass."""
+    shard: int | None = Field(None, ge=1)
+    """Windows in a shard, which a process that is killed loses; 256 if not given, or what makes 8 to 64 shards."""
+    workers: int = Field(1, ge=1)
+    """Processes, each with the model in memory; 1 works in the one that was called."""
+    ray: bool = False
+    """Give the shards to Ray workers; `save` must be a folder that all nodes see."""
 
 
 class IndexJob(Job):
@@ -56,6 +86,14 @@ def check_finite(sketches: Mapping[Site, Sketch], model: Model) -> None:
     if wrong:
         raise RunError(f"{wrong[0]} of {model.name} has values that are no finite numbers; load the model in "
                        f"float32 (it runs in {model.dtype})")
+
+
+def settings_of(model: Model, spec: UnitIndexSpec, sites: Sequence[Site]) -> IndexSettings:
+    """What makes an index of these sites this index."""
+    return IndexSettings(
+        **Settings.of_model(model), sites=tuple(map(str, sites)), autoencoders=fingerprints(model, sites),
+        **spec.model_dump(include={"corpus", "tokens", "length", "top", "places", "batch", "shard", "seed"}),
+    )
 
 
 def make_index(

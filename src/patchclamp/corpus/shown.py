@@ -7,9 +7,9 @@ so places drawn from each tenth of the activations above 0 stand beside them.
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from patchclamp.corpus.found import Found, Window, check_unit, read_windows
 from patchclamp.corpus.sketch import EDGES
 from patchclamp.corpus.table import QUANTILES, Index, Peak, Unit
 from patchclamp.errors import SpecError
+from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.controls import count_groups, random_units
 from patchclamp.evidence.method import Part, Progress, Silent
 from patchclamp.evidence.passage import Passage
-from patchclamp.evidence.verdict import Interval
+from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
 
 NOWHERE = math.nan
@@ -60,6 +61,52 @@ class UnitExamples(Part):
     """The share of top windows (all that were kept) that do."""
     random_share: Interval
     """The same of random neurons of the block: mean, and the range in which one more would fall."""
+
+
+class Showing(NamedTuple):
+    """How much of each unit is shown."""
+
+    top: int
+    """Windows of either sign."""
+    tenth: int
+    """Places from each tenth of the activations above 0."""
+    context: int
+    """Tokens of a window."""
+    controls: int
+    """Random units whose most common token stands beside."""
+    seed: int
+
+
+def examined(
+    model: Model, sites: Sequence[Site], read: Callable[[Mapping[Site, Sequence[int]]], Found], show: Showing,
+    progress: Progress,
+) -> tuple[list[UnitExamples], str, Verdict | None]:
+    """Units with their windows, where these come from, and the verdict on the first: do its top windows peak at one
+    and the same token more than those of random units of its site? `read` gives statistics of the units by site."""
+    asked = [check_unit(model, site) for site in sites]
+    controls = {whole: others_of(model, whole, asked, show.controls, show.seed) for whole, _ in asked}
+    found = read({whole: [unit for other, unit in asked if other == whole] + controls[whole] for whole, _ in asked})
+    units = {(whole, unit): found.units(whole, [unit])[0] for whole, unit in asked}
+    windows = shown_windows(model, found, units, show.top, show.tenth, show.context, progress)
+    shown, verdict = [], None
+    for number, (site, (whole, unit)) in enumerate(zip(sites, asked, strict=True)):
+        own = units[whole, unit]
+        token, hits = common_token(found, own)
+        others = [float(np.mean(common_token(found, other)[1])) for other in found.units(whole, controls[whole])
+                  if not other.constant]
+        random_share = control_range(others, share=True) if len(others) > 1 else NO_INTERVAL
+        shown.append(as_shown(model, site, own, windows[whole, unit], token, hits, random_share))
+        if number == 0 and others and not own.constant:
+            verdict = _verdict(site, shown[0], hits, others, show.seed)
+    return shown, found.where, verdict
+
+
+def _verdict(site: Site, shown: UnitExamples, hits: list[float], others: list[float], seed: int) -> Verdict:
+    return judge(
+        hits, np.array(others), direction="greater", against="distribution", share=True, seed=seed,
+        claim=f"the windows in which {site} is most active peak at one token, {shown.common_token!r}, more than those "
+              f"of random {site.point}s of block {site.layer} do at theirs (share of {len(hits)} windows)",
+    )
 
 
 def others_of(model: Model, whole: Site, asked: Sequence[tuple[Site, int]], count: int, seed: int) -> list[int]:

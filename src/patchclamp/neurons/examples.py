@@ -9,19 +9,17 @@ at their most common token, beside the same share of random neurons of the same 
 autoencoder), over the same corpus.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import Field
 
-from patchclamp.corpus.found import KEPT, TextSpec, check_unit, read_text
-from patchclamp.corpus.shown import UnitExamples, as_shown, common_token, others_of, passages_of, shown_windows
+from patchclamp.corpus.found import KEPT, Found, TextSpec, read_text
+from patchclamp.corpus.shown import Showing, UnitExamples, examined, passages_of
 from patchclamp.errors import SpecError
-from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.passage import Passage
-from patchclamp.evidence.verdict import NO_INTERVAL, Verdict, judge
 from patchclamp.forward import Model, Site
 
 if TYPE_CHECKING:
@@ -79,32 +77,13 @@ def examples(model: Model, spec: ExamplesSpec, progress: Progress) -> Outcome:
     The verdict is about the first neuron: do its top windows peak at one and the same token more than those of random
     neurons of its block?
     """
-    asked = [check_unit(model, site) for site in spec.sites]
     for site in spec.sites:
         if spec.sites.count(site) > 1:
             raise SpecError(f"{site} is named twice; name it once")
-    controls = {whole: others_of(model, whole, asked, spec.controls, spec.seed) for whole, _ in asked}
-    wanted = {whole: [unit for other, unit in asked if other == whole] + controls[whole] for whole, _ in asked}
-    found = read_text(model, spec, wanted, max(KEPT, spec.top), progress)
-    units = {(whole, unit): found.units(whole, [unit])[0] for whole, unit in asked}
-    windows = shown_windows(model, found, units, spec.top, spec.tenth, spec.context, progress)
-    neurons, verdict = [], None
-    for number, (site, (whole, unit)) in enumerate(zip(spec.sites, asked, strict=True)):
-        own = units[whole, unit]
-        token, hits = common_token(found, own)
-        others = [float(np.mean(common_token(found, other)[1])) for other in found.units(whole, controls[whole])
-                  if not other.constant]
-        random_share = control_range(others, share=True) if len(others) > 1 else NO_INTERVAL
-        neurons.append(as_shown(model, site, own, windows[whole, unit], token, hits, random_share))
-        if number == 0 and others and not own.constant:
-            verdict = _verdict(site, neurons[0], hits, others, spec.seed)
-    return Examples(neurons=neurons, source=found.where), verdict
 
+    def read(wanted: Mapping[Site, Sequence[int]]) -> Found:
+        return read_text(model, spec, wanted, max(KEPT, spec.top), progress)
 
-def _verdict(site: Site, neuron: UnitExamples, hits: list[float], others: list[float], seed: int) -> Verdict:
-    return judge(
-        hits, np.array(others), direction="greater", against="distribution", share=True, seed=seed,
-        claim=f"the windows in which {site} is most active peak at one token, {neuron.common_token!r}, more than those "
-              f"of random {site.point}s of block {site.layer} do at theirs (share of {len(hits)} windows)",
-    )
-
+    show = Showing(spec.top, spec.tenth, spec.context, spec.controls, spec.seed)
+    neurons, source, verdict = examined(model, spec.sites, read, show, progress)
+    return Examples(neurons=neurons, source=source), verdict

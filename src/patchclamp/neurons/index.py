@@ -13,49 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from pydantic import Field
 
-from patchclamp.corpus.indexing import make_index
-from patchclamp.corpus.table import Index, IndexSettings
-from patchclamp.corpus.windows import Settings
+from patchclamp.corpus.indexing import UnitIndexSpec, make_index, settings_of
+from patchclamp.corpus.table import Index
 from patchclamp.errors import SpecError
-from patchclamp.evidence.cli_hints import CommaList, Positional
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
+from patchclamp.evidence.cli_hints import CommaList
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Model, Site
 from patchclamp.forward.prepare import check_site
-from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
     import altair
     import pandas
 
 
-class IndexSpec(Spec):
+class IndexSpec(UnitIndexSpec):
     """Which neurons to index, over what."""
 
-    corpus: Annotated[DataFile, Positional()]
-    """A text file, a folder of them, JSONL or Parquet with a text column, hf:NAME[:SPLIT], or example:neutral."""
-    save: DataFile
-    """The index's folder. If the work was interrupted, the same command goes on where it was; given several times at
-    once, the processes share the work."""
     layers: Annotated[tuple[int, ...], CommaList()] = ()
     """Blocks whose neurons are indexed, e.g. 0,15,29; all if none are named."""
-    tokens: int = Field(200_000, ge=1)
-    """How many tokens to read at most."""
-    length: int = Field(128, ge=4)
-    """Tokens in a window: what a neuron may look back on, and the most an example can show."""
-    top: int = Field(20, ge=1, le=200)
-    """How many windows to keep for each neuron and sign, one entry a window."""
-    places: int = Field(2048, ge=0)
-    """How many tokens, drawn from the whole corpus, all activations are kept of: for quantiles and their examples."""
-    batch: int = Field(32, ge=1)
-    """Windows in one pass."""
-    shard: int | None = Field(None, ge=1)
-    """Windows in a shard, which a process that is killed loses; 256 if not given, or what makes 8 to 64 shards."""
-    workers: int = Field(1, ge=1)
-    """Processes, each with the model in memory; 1 works in the one that was called."""
-    ray: bool = False
-    """Give the shards to Ray workers; `save` must be a folder that all nodes see."""
 
 
 class IndexedLayer(Part):
@@ -107,7 +83,7 @@ def index(model: Model, spec: IndexSpec, progress: Progress) -> Outcome:
     `neurons examples --index FOLDER` shows what was found. An index claims nothing, so there is no verdict.
     """
     folder = Path(spec.save)
-    made = make_index(model, settings_of(model, spec), folder, progress, spec.workers, spec.ray)
+    made = make_index(model, settings_of(model, spec, _sites(model, spec)), folder, progress, spec.workers, spec.ray)
     layers = [_layer(made, Site.parse(site)) for site in made.manifest.sites]
     windows = made.manifest.windows
     return IndexedNeurons(
@@ -116,17 +92,14 @@ def index(model: Model, spec: IndexSpec, progress: Progress) -> Outcome:
     ), None
 
 
-def settings_of(model: Model, spec: IndexSpec) -> IndexSettings:
-    """What makes this index this index. SiteError for a layer without neurons."""
-    layers = tuple(sorted(set(spec.layers))) or tuple(range(model.n_layers))
+def _sites(model: Model, spec: IndexSpec) -> list[Site]:
+    """SiteError for a layer without neurons."""
+    layers = sorted(set(spec.layers)) or range(model.n_layers)
     if layers[0] < 0:
         raise SpecError(f"layers are numbered from 0; got {layers[0]}")
     for layer in layers:
         check_site(model.anatomy, Site("neuron", layer), model.name)
-    return IndexSettings(
-        **Settings.of_model(model), sites=tuple(str(Site("neuron", layer)) for layer in layers),
-        **spec.model_dump(include={"corpus", "tokens", "length", "top", "places", "batch", "shard", "seed"}),
-    )
+    return [Site("neuron", layer) for layer in layers]
 
 
 def _layer(made: Index, site: Site) -> IndexedLayer:

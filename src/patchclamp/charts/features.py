@@ -1,0 +1,81 @@
+"""Charts of an autoencoder's features: what an index has, single features, searches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from patchclamp.charts.examples import unit_chart
+from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled, visible
+
+if TYPE_CHECKING:
+    from patchclamp.sae.index import IndexedFeatures
+    from patchclamp.sae.search import Searched
+    from patchclamp.sae.show import Shown, ShownFeature
+
+SHOWN = 4
+"""Features that are drawn."""
+
+
+def density_chart(active: list[float], title: str) -> alt.Chart:
+    """How often features are active, on a logarithmic scale; those that never are, at the left end."""
+    least = min((share for share in active if share), default=1e-6) / 3
+    edges = 10 ** np.arange(np.floor(np.log10(least) * 4) / 4, 0.01, 0.25)
+    counts, _ = np.histogram(np.maximum(active, edges[0]), np.append(edges, 1.01))
+    ends = np.append(edges[1:], 1.0)
+    rows = [{"from": low, "to": high, "features": int(count)}
+            for low, high, count in zip(edges, ends, counts, strict=True) if high > low]
+    return alt.Chart(pd.DataFrame(rows), title=title).mark_bar(color=EFFECT, stroke="white").encode(
+        alt.X("from:Q", scale=alt.Scale(type="log"), title="share of tokens", axis=alt.Axis(format="~g")), x2="to:Q",
+        y=alt.Y("features:Q"), y2=alt.datum(0), tooltip=["from", "to", "features"]).properties(width=520, height=150)
+
+
+def indexed_chart(result: IndexedFeatures) -> alt.TopLevelMixin:
+    """How often features are active."""
+    title = f"{result.site}: {result.features:,} features over {result.tokens:,} tokens, {result.dead:,} never active"
+    return styled(density_chart(result.active, title))
+
+
+def shown_chart(result: Shown) -> alt.TopLevelMixin:
+    """Every feature's histogram and windows, what it writes, its neighbours."""
+    rows: list[Any] = []
+    for one in result.features[:SHOWN]:
+        rows += [unit_chart(one.examples), _written(one)]
+    return styled(alt.vconcat(*rows).resolve_scale(color="independent"))
+
+
+def _written(one: ShownFeature) -> alt.HConcatChart:
+    words = [{"token": visible(word.name), "logit": word.value, "rank": rank}
+             for rank, word in enumerate((*one.promotes, *reversed(one.suppresses)))]
+    others = [{"feature": word.name, "cosine": word.value} for word in one.neighbours]
+    logits = alt.Chart(pd.DataFrame(words)).mark_bar().encode(
+        alt.X("logit:Q", title="logits for one unit of activation"),
+        alt.Y("rank:O", title=None, axis=alt.Axis(labelExpr=_labels([str(word["token"]) for word in words]))),
+        color=alt.condition("datum.logit > 0", alt.value(CATEGORY[0]), alt.value(CATEGORY[1])),
+        tooltip=["token", "logit"]).properties(width=240, height=260)
+    near = alt.Chart(pd.DataFrame(others)).mark_bar(color=CONTROL).encode(
+        alt.X("cosine:Q", scale=alt.Scale(domain=[0, 1])), alt.Y("feature:N", sort=None, title=None),
+        tooltip=["feature", "cosine"]).properties(width=200, height=90)
+    return alt.hconcat(logits, near)
+
+
+def _labels(names: list[str]) -> str:
+    quoted = ("'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in names)
+    return f"[{','.join(quoted)}][datum.value]"
+
+
+def searched_chart(result: Searched) -> alt.TopLevelMixin:
+    """Scores of the features of either kind."""
+    rows = [{"feature": hit.feature, "score": hit.score, "by": hit.by, "token": visible(hit.at),
+             "promotes": " ".join(hit.promotes)} for hit in result.hits]
+    if not rows:
+        return styled(alt.Chart(pd.DataFrame([{"text": f"no feature goes with {result.text!r}"}])).mark_text().encode(
+            text="text:N"))
+    return styled(alt.Chart(pd.DataFrame(rows)).mark_bar().encode(
+        alt.X("score:Q"), alt.Y("feature:N", sort=None, title=None),
+        alt.Color("by:N", scale=alt.Scale(range=[EFFECT, CATEGORY[3]])), alt.Row("by:N", title=None),
+        tooltip=["feature", "token", "score", "promotes"],
+    ).resolve_scale(x="independent", y="independent").properties(width=360))
