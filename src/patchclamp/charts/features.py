@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchclamp.sae.index import IndexedFeatures
     from patchclamp.sae.search import Searched
     from patchclamp.sae.show import Shown, ShownFeature
+    from patchclamp.sae.steer import Steered
 
 SHOWN = 4
 """Features that are drawn."""
@@ -79,3 +80,21 @@ def searched_chart(result: Searched) -> alt.TopLevelMixin:
         alt.Color("by:N", scale=alt.Scale(range=[EFFECT, CATEGORY[3]])), alt.Row("by:N", title=None),
         tooltip=["feature", "token", "score", "promotes"],
     ).resolve_scale(x="independent", y="independent").properties(width=360))
+
+
+def steered_chart(result: Steered) -> alt.TopLevelMixin:
+    """What counts without steering, with it and with random features, and at every strength that was tried."""
+    title = "share of texts with one of the words" if result.measure == "words" else "activation in the text, re-read"
+    three = {"unsteered": result.base, "steered": result.steered, "random features": result.random}
+    rows = [{"model": name, title: one.mean, "low": one.low, "high": one.high, "own": name == "steered"}
+            for name, one in three.items()]
+    base = alt.Chart(pd.DataFrame(rows)).encode(alt.Y("model:N", sort=None, title=None))
+    beside = (base.mark_bar().encode(
+        alt.X(f"{title}:Q"), color=alt.condition("datum.own", alt.value(EFFECT), alt.value(CONTROL)))
+        + base.mark_rule().encode(x="low:Q", x2="high:Q"))
+    tried = pd.DataFrame([{"strength": one.strength, "value": value, "what": name} for one in result.tried
+                          for name, value in (("concept", one.shown), ("says nothing", one.degenerate))])
+    curve = alt.Chart(tried, title="on the prompts that choose").mark_line(point=True).encode(
+        alt.X("strength:Q", title="strength, in greatest activations"), alt.Y("value:Q", title="mean"),
+        alt.Color("what:N", scale=alt.Scale(range=[EFFECT, CATEGORY[1]]), title=None))
+    return styled(alt.hconcat(beside.properties(width=320, height=110), curve.properties(width=260, height=110)))

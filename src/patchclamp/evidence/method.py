@@ -70,6 +70,7 @@ BUILT_IN = (
     "patchclamp.sae.show",
     "patchclamp.sae.search",
     "patchclamp.sae.find",
+    "patchclamp.sae.steer",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )

@@ -10,6 +10,7 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
     country-capital   a relation: the same facts as subjects and objects
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs
+    openings    prompts: beginnings of texts about anything, `Once upon a time there was`
     two-hop     two-hop rows: `The capital of the country where the Eiffel Tower is located is the city of` -> ` Paris`
     words       word rows: concepts in English, French, German, Spanish, Chinese, Russian, Japanese
 """
