@@ -47,7 +47,7 @@ def prompts(tmp_path):
 
 def test_the_concept_appears_and_with_random_features_it_does_not(sae, prompts, corpus, tmp_path):
     record = steer(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, words=["w33w33w33w33"],
-                   **QUICK | {"max_new_tokens": 4, "strengths": [8.0, 30.0]})
+                   **QUICK | {"max_new_tokens": 4, "strengths": [8.0, 30.0], "controls": 19})
     result = record.result
     assert result.measure == "words" and result.steered.mean > 0.9 and result.base.mean < 0.3
     assert record.verdict.outcome == "supported" and result.strength in (8.0, 30.0)
