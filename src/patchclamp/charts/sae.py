@@ -8,6 +8,7 @@ import altair as alt
 import pandas as pd
 
 if TYPE_CHECKING:
+    from patchclamp.sae.convert import Converted
     from patchclamp.sae.harvest import Harvested
     from patchclamp.sae.train import TrainResult
 
@@ -43,3 +44,22 @@ def train_chart(result: TrainResult) -> alt.TopLevelMixin:
             alt.X("L0:Q", title="active latents"), alt.Y("FVU:Q"), alt.Color("autoencoder:N", sort=None),
             tooltip=["autoencoder", "L0", "FVU"]).properties(width=420, height=220))
     return alt.vconcat(*charts)
+
+
+ROUNDING = 2**-23
+"""float32's: the distance from 1 to the next number."""
+
+
+def convert_chart(result: Converted) -> alt.Chart:
+    """The largest difference of a code before and after, by kind of input."""
+    rows = [{"inputs": one.inputs, "difference": one.difference / ROUNDING, "rows": one.rows, "active latents": one.l0,
+             "only in one": one.changed} for one in result.compared]
+    changed = sum(one.changed for one in result.compared)
+    title = alt.Title(f"{result.name}: {result.origin} to {result.target}",
+                      subtitle="the same tensors" if result.same_tensors else f"{changed} codes in only one of the two")
+    return alt.Chart(pd.DataFrame(rows), title=title).mark_bar().encode(
+        alt.X("difference:Q", title="largest difference over largest code, in units of float32's rounding (1.2e-07)",
+              scale=alt.Scale(domainMin=0)),
+        alt.Y("inputs:N", sort=None, title=None),
+        tooltip=["inputs", "rows", "active latents", "difference", "only in one"],
+    ).properties(width=420)

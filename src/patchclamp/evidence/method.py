@@ -65,6 +65,7 @@ BUILT_IN = (
     "patchclamp.vectors.show",
     "patchclamp.sae.harvest",
     "patchclamp.sae.train",
+    "patchclamp.sae.convert",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )
