@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny, tiny_model, wrap
 
 from patchclamp.errors import InputError, SiteError, SpecError
@@ -47,6 +47,11 @@ def foreign(folder, hook="blocks.1.hook_resid_post", width=WIDTH, **changed):
         "architecture": "standard", "normalize_activations": "none", **changed,
         "metadata": {"sae_lens_version": "6.0.0", "hook_name": hook, "model_name": "gpt2-small"}}))
     return folder
+
+
+def save_again(path):
+    """As another project would: without what patchclamp wrote about it."""
+    save_file(load_file(path), path)
 
 
 def converted(source, to, out, model="llama", **changed):
@@ -106,8 +111,9 @@ def test_a_transcoder_needs_both_its_sites(tmp_path):
     assert (there.output_site, back.output_site, back.same_tensors) == ("mlp.1", "mlp.1", True)
     converted(tmp_path / "c", "saelens", tmp_path / "d")
     config = json.loads((tmp_path / "d" / "cfg.json").read_text())
-    del config["metadata"]["patchclamp"], config["metadata"]["hook_name_out"]
+    del config["metadata"]["hook_name_out"]
     (tmp_path / "d" / "cfg.json").write_text(json.dumps(config))
+    save_again(tmp_path / "d" / "sae_weights.safetensors")
     with pytest.raises(SpecError, match="say it with --output-site"):
         converted(tmp_path / "d", "patchclamp", tmp_path / "e")
 
@@ -129,10 +135,8 @@ def test_a_modules_own_output_is_no_site_behind_a_norm(tmp_path):
     for model in ("llama", "gemma3"):
         converted(own(tmp_path / model / "a", site="mlp.1", model=model), "sparsify",
                   tmp_path / model / "layers.1.mlp", model=model)
-        path = tmp_path / model / "layers.1.mlp" / "cfg.json"
-        config = json.loads(path.read_text())
-        del config["patchclamp"]
-        path.write_text(json.dumps(config))
+        path = tmp_path / model / "layers.1.mlp" / "sae.safetensors"
+        save_again(path)
     assert converted(path.parents[2] / "llama" / "layers.1.mlp", "patchclamp", tmp_path / "b").result.site == "mlp.1"
     with pytest.raises(SpecError, match="changes that before it is added"):
         converted(path.parent, "patchclamp", tmp_path / "c", model="gemma3")

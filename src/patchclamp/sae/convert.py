@@ -128,7 +128,7 @@ def convert(model: Model, spec: ConvertSpec, progress: Progress) -> Outcome:
     with noting_files():  # these are no inputs
         again = FORMATS[spec.target].read(folder).autoencoder(
             info.name, info.site, info.output_site, info.model, info.weights, {})
-    rows_ND = _activations(model, original.site)
+    rows_ND = activations(model, original.site)
     return Converted(
         path=str(folder), origin=origin, read_as=parts.kind, target=spec.target, written_as=written_as, name=info.name,
         architecture=info.architecture, k=info.k, latents=original.n_latents, width=original.W_enc.shape[1],
@@ -136,7 +136,7 @@ def convert(model: Model, spec: ConvertSpec, progress: Progress) -> Outcome:
         same_tensors=original.tensors.keys() == again.tensors.keys() and all(
             torch.equal(tensor.float(), again.tensors[name]) for name, tensor in original.tensors.items()),
         compared=[compare(original, again, "the model's", rows_ND),
-                  compare(original, again, "random", _random_like(rows_ND, spec.seed))],
+                  compare(original, again, "random", random_like(rows_ND, spec.seed))],
     ), None
 
 
@@ -198,13 +198,13 @@ def _check_width(model: Model, original: Autoencoder, site: Site, width: int, ve
                         f"{expected}; load the model it was trained on with --model, or give another site")
 
 
-def _activations(model: Model, site: Site) -> Tensor:
+def activations(model: Model, site: Site) -> Tensor:
     """The model's activations at a site on neutral texts, first tokens left out, [N, D]."""
     texts = [model.encode(text).ids[:LONGEST] for text in neutral_texts(TEXTS)]
     return torch.cat([rows[1:].flatten(1).float().cpu() for rows in model.capture(texts, site).rows(site)])
 
 
-def _random_like(rows_ND: Tensor, seed: int) -> Tensor:
+def random_like(rows_ND: Tensor, seed: int) -> Tensor:
     """Normal numbers with each coordinate's mean and spread."""
     generator = torch.Generator().manual_seed(seed)
     return rows_ND.mean(0) + rows_ND.std(0) * torch.randn(rows_ND.shape, generator=generator)

@@ -21,7 +21,6 @@ from patchclamp.sae.formats.files import Config, Tensors, pickled_tensors, turne
 from patchclamp.sae.formats.names import SUBMODULES, named, site_of
 from patchclamp.sae.formats.parts import (
     BY_THRESHOLD,
-    OURS,
     Parts,
     detached,
     one_threshold,
@@ -65,7 +64,7 @@ def read(source: Path) -> Parts:
         # its loader leaves directions alone that are of length 1 within the tolerance that torch has by itself
         by_length=kind == "AutoEncoder" and not torch.allclose(lengths_L, torch.ones_like(lengths_L)),
         site=site_of(trainer.text("submodule_name"), SUBMODULES), model=trainer.text("lm_name"),
-        settings=_groups(found) if kind == "MatryoshkaBatchTopKSAE" else {}, told=told_by(config.values.get(OURS)),
+        settings=_groups(found) if kind == "MatryoshkaBatchTopKSAE" else {}, told=told_by(config.values),
     )
 
 
@@ -108,7 +107,7 @@ def write(autoencoder: Autoencoder, folder: Path) -> str:
     if info.k is not None:
         trainer["k"] = info.k
     buffer = {"d_submodule": width, "ctx_len": info.settings.get("identity", {}).get("length")}
-    write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer, OURS: telling(info)})
+    write_json(folder / CONFIG, {"trainer": trainer, "buffer": buffer, **telling(info)})
     return kind
 
 

@@ -68,8 +68,8 @@ class Config:
 class Tensors:
     """A file's tensors, taken one by one; each has to be there and of the right shape. Raises FileError."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        self.path, self.tensors = path, tensors
+    def __init__(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        self.path, self.tensors, self.metadata = path, tensors, metadata or {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -109,7 +109,7 @@ class Tensors:
 def safe_tensors(path: Path) -> Tensors:
     """The tensors of a safetensors file."""
     _need(path)
-    return Tensors(path, read_tensors(path)[0])
+    return Tensors(path, *read_tensors(path))
 
 
 def pickled_tensors(path: Path) -> Tensors:

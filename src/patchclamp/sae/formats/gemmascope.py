@@ -19,7 +19,7 @@ from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.model.tensors import write_tensors
 from patchclamp.sae.formats.files import Config, Tensors, numpy_tensors, safe_tensors, turned, write_json, write_numpy
 from patchclamp.sae.formats.names import GEMMA, named, site_of
-from patchclamp.sae.formats.parts import BY_THRESHOLD, OURS, Parts, detached, only_file, refuse, telling, told_by
+from patchclamp.sae.formats.parts import BY_THRESHOLD, Parts, detached, only_file, refuse, telling, told_by
 
 FORM, FORM_2 = "gemmascope", "gemmascope2"
 ARRAYS, CONFIG, WEIGHTS = "params.npz", "config.json", "params.safetensors"
@@ -49,12 +49,12 @@ def read_2(source: Path) -> Parts:
     if kind != "jump_relu":
         raise FileError(f"{beside}: the architecture is {kind!r}; Gemma Scope 2 has jump_relu")
     name, out = config.text("hf_hook_point_in"), config.text("hf_hook_point_out")
-    told = told_by(config.values.get(OURS))
     return Parts(
-        kind="jump_relu", architecture="jumprelu", tensors=_tensors(found), model=config.text("model_name"), told=told,
+        kind="jump_relu", architecture="jumprelu", tensors=_tensors(found), model=config.text("model_name"),
         site=site_of(name, GEMMA) if name else _place(path, rf"({'|'.join(FOLDERS)})[^/]*/", FOLDERS),
         output_site=site_of(out, GEMMA) if out != name else None,
         is_transcoder=config.text("type") == "transcoder" or SKIP in found or out not in (None, name),
+        told=told_by(found.metadata),
     )
 
 
@@ -98,11 +98,12 @@ def write_2(autoencoder: Autoencoder, folder: Path) -> str:
     tensors = turned(_thresholded(autoencoder, FORM_2), ("W_enc",))
     if has_skip:
         tensors[SKIP] = tensors.pop("W_skip")
-    write_tensors(folder / WEIGHTS, {name.lower(): tensor for name, tensor in tensors.items()}, {})
+    write_tensors(folder / WEIGHTS, {name.lower(): tensor for name, tensor in tensors.items()},
+                  telling(info))
     config: dict[str, Any] = {
         "architecture": "jump_relu", "model_name": info.model, "hf_hook_point_in": named(info.site, GEMMA),
         "hf_hook_point_out": named(info.output_site or info.site, GEMMA), "width": autoencoder.n_latents,
-        "affine_connection": has_skip, "type": "transcoder" if info.output_site else "sae", OURS: telling(info),
+        "affine_connection": has_skip, "type": "transcoder" if info.output_site else "sae",
     }
     write_json(folder / CONFIG, config)
     return "jump_relu"

@@ -21,8 +21,8 @@ GEMMA = {
     "attn": "model.layers.{}.post_attention_layernorm.output",
 }
 """Gemma Scope 2's names for places in Gemma, whose attention and MLP outputs pass a norm before they are added."""
-SUBMODULES = {"resid": "resid_post_layer_{}", "mlp": "mlp_out_layer_{}", "attn": "attention_out_layer_{}"}
-"""What dictionary_learning's own scripts call them."""
+SUBMODULES = {"resid": "resid_post_layer_{}"}
+"""What dictionary_learning's demonstration calls a block's output; the library itself asks for no particular name."""
 
 
 def named(site: str | None, names: Mapping[str, str]) -> str | None:

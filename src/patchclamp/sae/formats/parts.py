@@ -9,6 +9,7 @@ Ours encodes what it is given, W_enc x + b_enc. Others differ in three ways, non
 Sums are taken in float64 and rounded once. What needs no folding keeps its bits. Suffixes as in `autoencoder.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from patchclamp.errors import SpecError
-from patchclamp.forward.autoencoder import NEEDS, Architecture, Autoencoder, AutoencoderInfo
+from patchclamp.forward.autoencoder import ABOUT, NEEDS, Architecture, Autoencoder, AutoencoderInfo
 
-OURS = "patchclamp"
-"""The key, in other projects' JSON, of what their formats have no place for; their loaders pass over it."""
 BY_THRESHOLD = ("jumprelu", "batchtopk", "matryoshka")
 """Architectures that were trained otherwise and compute the same."""
 AT_ONCE = 4096
@@ -138,17 +137,17 @@ def prefixes_of(info: AutoencoderInfo, n_latents: int) -> list[int]:
     return [int(n) for n in found or [n_latents]]
 
 
-def told_by(value: Any) -> AutoencoderInfo | None:
-    """What patchclamp wrote into another project's JSON; None if nothing, or nothing that can be read."""
+def told_by(about: Mapping[str, Any]) -> AutoencoderInfo | None:
+    """What patchclamp wrote about it into another project's file; None if nothing, or nothing that can be read."""
     try:
-        return AutoencoderInfo.model_validate(value) if isinstance(value, dict) else None
+        return AutoencoderInfo.model_validate_json(about[ABOUT]) if isinstance(about.get(ABOUT), str) else None
     except ValidationError:
         return None
 
 
-def telling(info: AutoencoderInfo) -> dict[str, Any]:
-    """What the format has no place for."""
-    return info.model_dump(mode="json")
+def telling(info: AutoencoderInfo) -> dict[str, str]:
+    """What another project's format has no place for, to go into its file under a key that its loader passes over."""
+    return {ABOUT: info.model_dump_json()}
 
 
 def refuse(autoencoder: Autoencoder, form: str, why: str) -> SpecError:

@@ -20,7 +20,6 @@ from patchclamp.sae.formats.files import Config, Tensors, safe_tensors, turned, 
 from patchclamp.sae.formats.names import TRANSFORMER_LENS, named, site_of
 from patchclamp.sae.formats.parts import (
     BY_THRESHOLD,
-    OURS,
     Parts,
     detached,
     only_file,
@@ -60,7 +59,7 @@ def read(source: Path) -> Parts:
         by_length=config.flag("rescale_acts_by_decoder_norm"), scale=_scale(config, is_transcoder),
         site=site_of(hook, TRANSFORMER_LENS), settings=settings,
         output_site=site_of(metadata.text("hook_name_out") or config.text("hook_name_out"), TRANSFORMER_LENS),
-        model=metadata.text("model_name") or config.text("model_name"), told=told_by(metadata.values.get(OURS)),
+        model=metadata.text("model_name") or config.text("model_name"), told=told_by(found.metadata),
     )
 
 
@@ -162,7 +161,6 @@ def write(autoencoder: Autoencoder, folder: Path) -> str:
     hook, out = (named(site, TRANSFORMER_LENS) for site in (info.site, info.output_site))
     metadata: dict[str, Any] = {
         "sae_lens_version": VERSION, "sae_lens_training_version": None, "model_name": info.model, "hook_name": hook,
-        OURS: telling(info),
     }
     if info.output_site:
         metadata["hook_name_out"] = out
@@ -180,7 +178,7 @@ def write(autoencoder: Autoencoder, folder: Path) -> str:
         config["d_out"] = autoencoder.W_dec.shape[1]
     if kind == "topk":
         config |= {"k": info.k, "rescale_acts_by_decoder_norm": False}
-    write_tensors(folder / WEIGHTS, tensors, {})
+    write_tensors(folder / WEIGHTS, tensors, telling(info))
     write_json(folder / CONFIG, config)
     return kind
 

@@ -15,7 +15,7 @@ from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.model.tensors import write_tensors
 from patchclamp.sae.formats.files import Config, safe_tensors, turned, write_json
 from patchclamp.sae.formats.names import SPARSIFY, SPARSIFY_TOO, site_of
-from patchclamp.sae.formats.parts import OURS, Parts, detached, only_file, refuse, subtracting, telling, told_by
+from patchclamp.sae.formats.parts import Parts, detached, only_file, refuse, subtracting, telling, told_by
 
 FORM, CONFIG, WEIGHTS = "sparsify", "cfg.json", "sae.safetensors"
 
@@ -42,7 +42,7 @@ def read(source: Path) -> Parts:
     return Parts(
         kind="transcoder" if transcodes else "sae", architecture="topk", tensors=tensors, k=k,
         subtracts=not transcodes, is_transcoder=transcodes, site=site, raw_output=site is not None,
-        told=told_by(config.values.get(OURS)),
+        told=told_by(found.metadata),
     )
 
 
@@ -58,11 +58,11 @@ def write(autoencoder: Autoencoder, folder: Path) -> str:
     tensors = turned(detached(autoencoder) if transcodes else subtracting(autoencoder), ("W_skip",))
     tensors["encoder.weight"], tensors["encoder.bias"] = tensors.pop("W_enc"), tensors.pop("b_enc")
     lengths_L = tensors["W_dec"].norm(dim=1)
-    write_tensors(folder / WEIGHTS, tensors, {})
+    write_tensors(folder / WEIGHTS, tensors, telling(info))
     write_json(folder / CONFIG, {
         "activation": "topk", "expansion_factor": max(1, n_latents // width),
         "normalize_decoder": bool(torch.allclose(lengths_L, torch.ones_like(lengths_L), atol=1e-5)),
         "num_latents": n_latents, "k": info.k, "multi_topk": False, "skip_connection": has_skip,
-        "transcode": transcodes, "d_in": width, OURS: telling(info),
+        "transcode": transcodes, "d_in": width,
     })
     return "transcoder" if transcodes else "sae"
