@@ -161,7 +161,8 @@ def write_numpy(path: Path, tensors: Mapping[str, Tensor]) -> None:
     import numpy as np
 
     buffer = BytesIO()
-    np.savez(buffer, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+    np.savez(buffer, **arrays)
     write_whole(path, buffer.getvalue())
 
 
