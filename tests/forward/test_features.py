@@ -16,7 +16,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}  # batched and single runs round apart, and
 
 def autoencoder(model, name="a", site="resid.1", architecture="relu"):
     torch.manual_seed(len(name) + L)
-    width = model.n_neurons(1) if site.startswith("neuron") else D
+    width = {"neuron": model.n_neurons(1), "head": model.n_heads * model.d_head}.get(site.split(".")[0], D)
     tensors = {"W_enc": torch.randn(L, width), "b_enc": torch.randn(L) - 1, "W_dec": torch.randn(L, width),
                "b_dec": torch.randn(width)}
     if architecture == "jumprelu":
@@ -59,11 +59,11 @@ def written(codes, token, unit, value):
     return codes
 
 
-@pytest.mark.parametrize("site", ["resid.1", "mlp.1", "resid_pre.2", "attn.0", "neuron.1"])
+@pytest.mark.parametrize("site", ["resid.1", "mlp.1", "resid_pre.2", "attn.0", "neuron.1", "head.1"])
 def test_a_feature_reads_as_the_autoencoders_code(model, site):
     one = model.attach(autoencoder(model, site=site))
     layer = one.site.layer
-    codes_TL = one.encode(model.run(PROMPT, read=site))
+    codes_TL = one.encode(model.run(PROMPT, read=site).flatten(1))
 
     torch.testing.assert_close(model.run(PROMPT, read=f"feature.{layer}"), codes_TL)
     unit = int(codes_TL[-1].argmax())
@@ -126,6 +126,15 @@ def test_a_readout_sees_the_edits_of_its_place(model):
     torch.testing.assert_close(after - before, (5.0 - one.encode(before[None])[0, 3]) * one.W_dec[3], **CLOSE)
 
 
+def test_of_heads_the_direction_is_cut_into_heads(model):
+    one = model.attach(autoencoder(model, site="head.1"))
+    edit = pc.Edit.set("feature.1.3@last", 5.0)
+    before, after = model.run(PROMPT, read="head.1@last"), model.run(PROMPT, [edit], read="head.1@last")
+    step = 5.0 - one.encode(before.flatten()[None])[0, 3]
+
+    torch.testing.assert_close(after - before, (step * one.W_dec[3]).view_as(before), **CLOSE)
+
+
 def test_edits_hold_while_an_answer_is_generated(model):
     one = model.attach(autoencoder(model))
     answer = model.generate(PROMPT, [pc.Edit.set("feature.1.7", 30.0)], 5)
@@ -136,10 +145,11 @@ def test_edits_hold_while_an_answer_is_generated(model):
         ids.append(token)
 
 
-def test_the_gradient_by_a_code_is_along_its_direction(model):
-    one = model.attach(autoencoder(model))
+@pytest.mark.parametrize("site", ["resid.1", "head.1"])
+def test_the_gradient_by_a_code_is_along_its_direction(model, site):
+    one = model.attach(autoencoder(model, site=site))
     readout = pc.Readout.logit_difference(5, 6)
-    by_value_D = model.gradients(PROMPT, readout, "resid.1@3")["resid.1@3"][0]
+    by_value_D = model.gradients(PROMPT, readout, f"{site}@3")[f"{site}@3"][0].flatten()
     by_code_L = model.gradients(PROMPT, readout, "feature.1@3")["feature.1@3"][0]
 
     torch.testing.assert_close(by_code_L, one.W_dec @ by_value_D, rtol=1e-4, atol=1e-5)

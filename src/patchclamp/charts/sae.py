@@ -10,9 +10,13 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
+    from patchclamp.sae.convert import Converted
     from patchclamp.sae.evaluate import Evaluated
     from patchclamp.sae.harvest import Harvested
     from patchclamp.sae.train import TrainResult
+
+ROUNDING = 2**-23
+"""float32's: the distance from 1 to the next number."""
 
 
 def harvest_chart(result: Harvested) -> alt.LayerChart | alt.Chart:
@@ -96,3 +100,18 @@ def _probes(result: Evaluated) -> alt.Chart:
         alt.Color("numbers:N", sort=None, scale=alt.Scale(range=[CATEGORY[0], CATEGORY[1], CONTROL])),
         alt.Facet("label:N", columns=3, title=None), tooltip=["label", "k", "numbers", "AUROC"],
     ).properties(width=170, height=120)
+
+
+def convert_chart(result: Converted) -> alt.Chart:
+    """The largest difference of a code before and after, by kind of input."""
+    rows = [{"inputs": one.inputs, "difference": one.difference / ROUNDING, "rows": one.rows, "active latents": one.l0,
+             "only in one": one.changed} for one in result.compared]
+    changed = sum(one.changed for one in result.compared)
+    title = alt.Title(f"{result.name}: {result.origin} to {result.target}",
+                      subtitle="the same tensors" if result.same_tensors else f"{changed} codes in only one of the two")
+    return alt.Chart(pd.DataFrame(rows), title=title).mark_bar().encode(
+        alt.X("difference:Q", title="largest difference over largest code, in units of float32's rounding (1.2e-07)",
+              scale=alt.Scale(domainMin=0)),
+        alt.Y("inputs:N", sort=None, title=None),
+        tooltip=["inputs", "rows", "active latents", "difference", "only in one"],
+    ).properties(width=420)

@@ -108,11 +108,12 @@ class FeatureTap(Tap):
         return self._codes(self.base.read(raw, n_tokens))
 
     def _codes(self, value_BTD: Tensor) -> Tensor:
-        return self.codec.encode(value_BTD.flatten(0, 1)).view(*value_BTD.shape[:2], -1).to(value_BTD.dtype)
+        rows_ND = value_BTD.flatten(2).flatten(0, 1)  # heads side by side
+        return self.codec.encode(rows_ND).view(*value_BTD.shape[:2], -1).to(value_BTD.dtype)
 
     def gradient(self, gradient: Tensor, n_tokens: int) -> Tensor:
         """By a code that moves the value along its direction: the gradient's part along it."""
-        by_value_BTD = self.base.gradient(gradient, n_tokens)
+        by_value_BTD = self.base.gradient(gradient, n_tokens).flatten(2)
         return by_value_BTD @ self.codec.directions.to(by_value_BTD).T
 
     def write(self, raw: Tensor, n_tokens: int, change: Callable[[Tensor], None]) -> Tensor:
@@ -123,6 +124,6 @@ class FeatureTap(Tap):
             change(edited_BTL)
             step_BTL = edited_BTL - codes_BTL
             moved = (step_BTL != 0).flatten(0, 1).any(0).nonzero()[:, 0]
-            value_BTD += step_BTL[..., moved] @ self.codec.directions[moved].to(value_BTD)
+            value_BTD += (step_BTL[..., moved] @ self.codec.directions[moved].to(value_BTD)).view_as(value_BTD)
 
         return self.base.write(raw, n_tokens, move)

@@ -1,0 +1,1 @@
+"""Autoencoders in other projects' files. One file a format; `registry.py` knows them all."""
