@@ -72,9 +72,9 @@ class Entry:
 def chosen(folder: Path, threads: int) -> tuple[Setup, torch.Tensor]:
     """The setup with the first choices of the commonest length, and the estimated effects [L, F]."""
     import patchclamp as pc
+    from patchclamp.evidence.choices import read_choices
     from patchclamp.evidence.method import Silent
     from patchclamp.neurons.attribute import estimate
-    from patchclamp.neurons.choices import read_choices
 
     model = pc.load(folder)
     kept = read_choices(model, "example:agreement", ("number=plural",)).kept

@@ -19,11 +19,11 @@ from common import (
 )
 
 import patchclamp as pc
+from patchclamp.evidence.choices import Choice
 from patchclamp.evidence.method import Silent
 from patchclamp.lenses.patchscope import DESCRIBE, StateReading, make_target
 from patchclamp.lenses.reading import decoded, streams
 from patchclamp.neurons.attribute import exact_effects
-from patchclamp.neurons.choices import Choice
 
 EVERY_POINT = ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "pattern", "neuron", "gate")
 

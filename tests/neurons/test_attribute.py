@@ -9,10 +9,10 @@ from tiny import tiny_model
 
 import patchclamp as pc
 from patchclamp.errors import FileError, SiteError, SpecError
+from patchclamp.evidence.choices import Choice, read_choices
 from patchclamp.evidence.method import Silent
 from patchclamp.forward import Edit
 from patchclamp.neurons.attribute import estimate, exact_effects
-from patchclamp.neurons.choices import Choice, read_choices
 
 CHOICES = [Choice((5, 6, 7, 8), 20, 21), Choice((9, 10, 11), 22, 23), Choice((12, 13, 14, 15, 16), 24, 25)]
 

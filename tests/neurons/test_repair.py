@@ -10,10 +10,10 @@ from tiny import tiny_model
 
 import patchclamp as pc
 from patchclamp.errors import SiteError, SpecError
+from patchclamp.evidence.choices import Choice
 from patchclamp.evidence.method import Silent
 from patchclamp.forward.decompose import signed
 from patchclamp.forward.frozen import FrozenUnembedding, exact
-from patchclamp.neurons.choices import Choice
 from patchclamp.neurons.minimal import necessary, sufficient
 from patchclamp.neurons.selfrepair import Anatomist
 

@@ -12,6 +12,7 @@ from patchclamp.charts.examples import unit_chart
 from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled, visible
 
 if TYPE_CHECKING:
+    from patchclamp.sae.attribute import FeatureAttribution
     from patchclamp.sae.index import IndexedFeatures
     from patchclamp.sae.search import Searched
     from patchclamp.sae.show import Shown, ShownFeature
@@ -98,3 +99,21 @@ def steered_chart(result: Steered) -> alt.TopLevelMixin:
         alt.X("strength:Q", title="strength, in greatest activations"), alt.Y("value:Q", title="mean"),
         alt.Color("what:N", scale=alt.Scale(range=[EFFECT, CATEGORY[1]]), title=None))
     return styled(alt.hconcat(beside.properties(width=320, height=110), curve.properties(width=260, height=110)))
+
+
+def attribution_chart(result: FeatureAttribution) -> alt.TopLevelMixin:
+    """Estimate against exact effect of each feature, and groups on other rows beside random features."""
+    points = pd.DataFrame([{"estimate": one.attribution, "exact": one.exact_effect, "feature": one.site,
+                            "active": one.active} for one in result.ranking])
+    scatter = alt.Chart(points, title=f"on the finding rows, rank correlation {result.spearman:.2f}").mark_point(
+        filled=True, size=50, color=EFFECT).encode(
+        alt.X("estimate:Q", title="estimated effect of taking it out"), alt.Y("exact:Q", title="measured"),
+        tooltip=["feature", "active", "estimate", "exact"]).properties(width=260, height=220)
+    rows = [{"features": one.k, "effect": span.mean, "low": span.low, "high": span.high, "which": name}
+            for one in result.groups for name, span in (("found", one.effect), ("random", one.random))]
+    base = alt.Chart(pd.DataFrame(rows), title="on other rows").encode(
+        alt.X("features:O"), alt.Color("which:N", scale=alt.Scale(domain=["found", "random"], range=[EFFECT, CONTROL])),
+        alt.XOffset("which:N"))
+    groups = base.mark_bar().encode(alt.Y("effect:Q", title="change of the logit difference")) + base.mark_rule(
+        color="black").encode(alt.Y("low:Q"), y2="high:Q")
+    return styled(alt.hconcat(scatter, groups.properties(width=220, height=220)))

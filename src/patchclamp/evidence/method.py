@@ -71,6 +71,7 @@ BUILT_IN = (
     "patchclamp.sae.search",
     "patchclamp.sae.find",
     "patchclamp.sae.steer",
+    "patchclamp.sae.attribute",
     "patchclamp.sae.convert",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",

@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.choices import Choice, ChoicesSpec, Scores, read_choices, score_unedited
 from patchclamp.evidence.cli_hints import CommaList, Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Model, Site
-from patchclamp.neurons.choices import Choice, ChoicesSpec, Scores, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
 from patchclamp.neurons.removal import How, Removal, check_units, corpus_texts, removal
 from patchclamp.tasks.files import DataFile

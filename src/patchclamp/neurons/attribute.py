@@ -19,12 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.choices import FEWEST, Choice, ChoicesSpec, drawn, halves, read_choices, score_unedited
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import Positions
-from patchclamp.neurons.choices import FEWEST, Choice, ChoicesSpec, drawn, halves, read_choices, score_unedited
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
 from patchclamp.neurons.removal import Removal, corpus_texts
 from patchclamp.tasks.files import DataFile

@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from patchclamp.errors import FileError, SpecError
+from patchclamp.evidence.choices import drawn, read_choices
 from patchclamp.evidence.method import Progress, Spec
 from patchclamp.evidence.rater import Rater
 from patchclamp.forward import Edit, Model, Plan, Readout
 from patchclamp.forward.asked import as_prompt, auto_format
-from patchclamp.neurons.choices import drawn, read_choices
 from patchclamp.tasks.behaviour import prompts_in, texts_of
 from patchclamp.tasks.files import DataFile, locate_file, text_lines
 

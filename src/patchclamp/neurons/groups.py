@@ -9,11 +9,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from patchclamp.evidence.bootstrap import control_range
+from patchclamp.evidence.choices import Scores, score
 from patchclamp.evidence.controls import count_groups, random_units
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.verdict import Direction, Interval, Verdict, judge
 from patchclamp.forward import Model, Site
-from patchclamp.neurons.choices import Scores, score
 from patchclamp.neurons.removal import Removal
 
 NO_CONTROL = Interval(mean=math.nan, low=math.nan, high=math.nan)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from patchclamp.evidence.choices import Choice
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
-from patchclamp.neurons.choices import Choice
 
 Measure = Callable[[Sequence[Sequence[Site]]], np.ndarray]
 """Mean logit difference with each of several groups ablated."""

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 import numpy as np
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.choices import Choice
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.forward.prepare import check_site
-from patchclamp.neurons.choices import Choice
 from patchclamp.tasks.read import read_corpus
 
 How = Literal["zero", "mean", "resample"]

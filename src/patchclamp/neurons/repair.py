@@ -14,12 +14,12 @@ from torch import Tensor
 
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
+from patchclamp.evidence.choices import Choice, ChoicesSpec, halves, read_choices, score, score_unedited
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Interval, judge
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.neurons.attribute import estimate, exact_effects
-from patchclamp.neurons.choices import Choice, ChoicesSpec, halves, read_choices, score, score_unedited
 from patchclamp.neurons.groups import NO_CONTROL, Controls
 from patchclamp.neurons.minimal import measure_ablated, necessary, sufficient
 from patchclamp.neurons.removal import check_units

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchclamp.evidence.choices import Choice
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
 from patchclamp.forward.decompose import Run, activation_readings, signed
 from patchclamp.forward.frozen import FrozenUnembedding, exact
-from patchclamp.neurons.choices import Choice
 
 
 @dataclass(frozen=True)

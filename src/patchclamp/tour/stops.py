@@ -37,8 +37,8 @@ class Stop:
 
 def plural_neurons(model: Model, progress: Progress, n: int) -> list[str]:
     """The neurons that decide most, by estimate, between `books` and `book` on the validation sentences."""
+    from patchclamp.evidence.choices import read_choices
     from patchclamp.neurons.attribute import estimate
-    from patchclamp.neurons.choices import read_choices
 
     choices = read_choices(model, "example:agreement-validation").kept
     effects = estimate(model, choices, range(model.n_layers), "last", "zero", (), progress)

@@ -113,7 +113,7 @@ def halves(choices: Sequence[Choice], seed: int, limit: int, file: str) -> tuple
     sides = [drawn([c for c in choices if (c.prompt in first) is side], limit, seed) for side in (True, False)]
     if min(map(len, sides)) < FEWEST:
         raise SpecError(f"{file}: {len(choices)} rows with {len(prompts)} different prompts are too few; half of them "
-                        f"are for finding neurons and half for testing, at least {FEWEST} each")
+                        f"are for finding and half for testing, at least {FEWEST} each")
     return sides[0], sides[1]
 
 
