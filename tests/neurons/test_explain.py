@@ -19,11 +19,11 @@ from tiny import CONFIGS, tiny, tiny_model, wrap
 
 import patchclamp as pc
 from patchclamp.corpus.found import Window
+from patchclamp.corpus.scoring import answers, trial
 from patchclamp.errors import ModelError, SiteError, SpecError
 from patchclamp.evidence.method import Silent
 from patchclamp.neurons.inwords import marked_text, read_line, read_numbers
 from patchclamp.neurons.memory import memory
-from patchclamp.neurons.scoring import answers, trial
 
 WORDS = [f"w{i}" for i in range(60)]
 

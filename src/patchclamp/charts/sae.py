@@ -10,6 +10,7 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
+    from patchclamp.sae.compare import ComparedResult
     from patchclamp.sae.convert import Converted
     from patchclamp.sae.evaluate import Evaluated
     from patchclamp.sae.harvest import Harvested
@@ -115,3 +116,29 @@ def convert_chart(result: Converted) -> alt.Chart:
         alt.Y("inputs:N", sort=None, title=None),
         tooltip=["inputs", "rows", "active latents", "difference", "only in one"],
     ).properties(width=420)
+
+
+def compared_chart(result: ComparedResult) -> alt.TopLevelMixin:
+    """How much each dictionary reconstructs, how well its latents can be explained, which concepts it has."""
+    names = [one.name for one in result.dictionaries]
+    rows = [{"dictionary": one.name, "FVU": one.quality.fvu if one.quality else None,
+             "L0": one.quality.l0 if one.quality else None, "latents": one.latents, "accuracy": one.accuracy.mean,
+             "simulation": one.simulation.mean, "low": one.simulation.low, "high": one.simulation.high} for one in result.dictionaries]
+    data, order = pd.DataFrame(rows), alt.Y("dictionary:N", sort=names, title=None)
+    bars = alt.Chart(data).encode(order, tooltip=["dictionary", "latents", "FVU", "L0", "accuracy", "simulation"])
+    drawn: list[Any] = [bars.mark_bar(color=CONTROL).encode(alt.X("FVU:Q")).properties(width=160, height=110),
+                        bars.mark_bar(color=CONTROL).encode(alt.X("L0:Q", title="active latents")).properties(
+                            width=160, height=110)]
+    means = bars.mark_point(filled=True, size=70, color=EFFECT).encode(alt.X(
+        "simulation:Q", scale=alt.Scale(zero=True), title="correlation with n-gram explanations, other text"))
+    spans = bars.mark_rule(color=EFFECT).encode(x="low:Q", x2="high:Q")
+    drawn.append((means + spans).properties(width=220, height=110))
+    charts: list[Any] = [alt.hconcat(*drawn)]
+    if result.concepts:
+        found = [{"concept": one.label, "dictionary": name, "AUROC": auroc, "latent": one.best[name]}
+                 for one in result.concepts for name, auroc in one.auroc.items()]
+        charts.append(alt.Chart(pd.DataFrame(found), title="the best latent of each concept, on other texts").mark_rect(
+        ).encode(alt.X("concept:N", title=None), alt.Y("dictionary:N", sort=names, title=None),
+                 alt.Color("AUROC:Q", scale=alt.Scale(domain=[0.5, 1], clamp=True, scheme="blues")),
+                 tooltip=["concept", "dictionary", "latent", "AUROC"]))
+    return styled(alt.vconcat(*charts).resolve_scale(color="independent"))

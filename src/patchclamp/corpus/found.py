@@ -63,15 +63,15 @@ class Found(Protocol):
 class Scanned:
     """A corpus read for some units. Raises FileError for a corpus smaller than one window.
 
-    `wanted`: units by site. Its windows are held in memory, four bytes a token.
+    `wanted`: units by site; `windows`: the corpus, if it is cut already. They are held in memory, four bytes a token.
     """
 
     def __init__(
         self, model: Model, wanted: Mapping[Site, Sequence[int]], corpus: str, progress: Progress, *,
-        tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0,
+        tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0, windows: Sequence[Ids] = (),
     ) -> None:
-        self.where, self.length = corpus, length
-        windows = pack(model, corpus, length, tokens // length)
+        self.where, self.length = corpus, len(windows[0]) if windows else length
+        length, windows = self.length, windows or pack(model, corpus, length, tokens // length)
         need_sequences(len(windows), 1, length, corpus, "a window is one")
         self.sample = draw_places(len(windows), length, PLACES, seed)
         self._ids_WT = np.array(windows, dtype=np.int32)

@@ -66,6 +66,7 @@ BUILT_IN = (
     "patchclamp.sae.harvest",
     "patchclamp.sae.train",
     "patchclamp.sae.evaluate",
+    "patchclamp.sae.compare",
     "patchclamp.sae.index",
     "patchclamp.sae.show",
     "patchclamp.sae.search",

@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from patchclamp.corpus.found import Found, TextSpec, Window, check_unit, read_text
+from patchclamp.corpus.rules import Rule, learn
+from patchclamp.corpus.scoring import Answers, Explanation, Score, Trial, active_from, answers, one_each, trial
 from patchclamp.corpus.shown import UnitTexts, texts_of
-from patchclamp.corpus.table import QUANTILES
 from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
 from patchclamp.evidence.cli_hints import Positional
@@ -30,8 +31,6 @@ from patchclamp.model.cache import cache_dir
 from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
-from patchclamp.neurons.rules import Rule, learn
-from patchclamp.neurons.scoring import Answers, Explanation, Score, Trial, answers, one_each, trial
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
@@ -235,14 +234,10 @@ def _material(
     known = found.units(site.whole, [site.unit or 0])[0]
     if known.constant:
         return None
-    quantiles = dict(zip(QUANTILES, known.quantiles, strict=True))
-    threshold = quantiles[0.99]
-    if threshold <= quantiles[0.5]:  # silent nearly everywhere: whatever lies above that is active
-        threshold = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
     kept = KEPT if is_own else KEPT // 2
     shown = texts_of(model, site, found, "shown", top=kept, tenth=A_TENTH if is_own else 1,
                      random_windows=kept, context=spec.context, seed=spec.seed, progress=progress)
-    return Material(shown, float(threshold))
+    return Material(shown, active_from(known))
 
 
 def _rule(one: Material) -> Rule:

@@ -148,9 +148,9 @@ def evaluate_autoencoder(model: Model, spec: EvaluateSpec, progress: Progress) -
     the site's own axes do with as many active numbers?
     """
     autoencoder, store, sites = opened(model, spec.sae, spec.store)
-    held, others = _shards(autoencoder, store, spec.rows)
+    held, others = held_shards(autoencoder, store, spec.rows)
     unseen = autoencoder.info.store != store.manifest.identity or bool(autoencoder.info.held_out)
-    rows_N = [_rows(store, shard, sites) for shard in held]
+    rows_N = [rows_of(store, shard, sites) for shard in held]
     numbers = sorted({int(n) for _, windows_N in rows_N for n in windows_N.unique()})
     tally = Tally(autoencoder.n_latents, numbers)
     for rows, windows_N in progress.track(rows_N, "reconstructing held-out rows", len(rows_N)):
@@ -189,7 +189,7 @@ def opened(model: Model, sae: str, store: str) -> tuple[Autoencoder, ActivationS
     return autoencoder, activations, tuple(activations.check_site(name) for name in names)
 
 
-def _shards(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> tuple[list[int], list[int]]:
+def held_shards(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> tuple[list[int], list[int]]:
     """Shards to look at, and others that baselines are made from. SpecError if nothing would be left for those."""
     every = range(store.manifest.shards)
     is_own = autoencoder.info.store == store.manifest.identity and autoencoder.info.held_out
@@ -201,7 +201,8 @@ def _shards(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> tupl
     return held, [shard for shard in every if shard not in held]
 
 
-def _rows(store: ActivationStore, shard: int, sites: Sequence[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+def rows_of(store: ActivationStore, shard: int, sites: Sequence[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """A shard's rows of each site, and the window of each row."""
     return store.reader(sites)(shard), store.read(shard, [PLACES])[PLACES] // store.manifest.length
 
 

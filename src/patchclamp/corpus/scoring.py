@@ -1,4 +1,4 @@
-"""How good is an explanation of a neuron? Tried on windows it was not made from.
+"""How good is an explanation of a unit, a neuron or a feature? Tried on windows it was not made from.
 
     simulation   correlation of expected and actual activation over the tokens of all windows
     detection    windows in which the neuron is active, and as many random ones in which it is not: told apart?
@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from patchclamp.corpus.found import Window
+from patchclamp.corpus.table import QUANTILES, Unit
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
@@ -97,6 +98,16 @@ def trial(
         right.append(hot[:count] if count else hot)
         wrong.append(sorted(generator.permutation(cold)[:count].tolist()))
     return Trial(threshold, firing[:n], quiet[:n], whole, right, wrong)
+
+
+def active_from(unit: Unit) -> float:
+    """The activation from which a unit counts as active: its 99 % quantile, or what is above that of one that is silent
+    more often."""
+    quantiles = dict(zip(QUANTILES, unit.quantiles, strict=True))
+    threshold = quantiles[0.99]
+    if threshold <= quantiles[0.5]:  # silent nearly everywhere: whatever lies above that is active
+        threshold = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
+    return float(threshold)
 
 
 def one_each(windows: Iterable[Window]) -> list[Window]:

@@ -1,8 +1,8 @@
-"""An explanation without a language model: the n-grams that a neuron fires at.
+"""An explanation without a language model: the n-grams that a unit, a neuron or a feature, fires at.
 
 Chosen greedily from windows of text so that "one of these ends here" says as well as possible, by F1, where the
-activation is above a threshold. A neuron that fires at a few words gets a rule that holds elsewhere too; a neuron that
-fires at many unlike things gets none.
+activation is above a threshold. A unit that fires at a few words gets a rule that holds elsewhere too;
+one that fires at many unlike things gets none.
 """
 
 from collections import defaultdict

@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 
 from patchclamp.corpus.found import Window
-from patchclamp.neurons.rules import learn, normal
+from patchclamp.corpus.rules import learn, normal
 
 NUMBERS = count()
 
