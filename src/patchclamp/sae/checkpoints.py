@@ -38,20 +38,24 @@ class Checkpoints:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder, self.ranks = folder / FOLDER, ranks
 
-    def newest(self) -> Path | None:
-        """The last that was finished."""
-        finished = [path.parent for path in self.folder.glob(f"*/{STATE}")]
-        return max(finished, default=None)
+    def newest(self) -> int | None:
+        """The step of the last that was finished."""
+        steps = [path.parent.name for path in self.folder.glob(f"*/{STATE}")]
+        return max((int(step) for step in steps if step.isdigit()), default=None)
+
+    def at(self, step: int) -> Path:
+        """The folder of a step's."""
+        return self.folder / f"{step:08d}"
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write `tensors`, this process's share of them, and `state`. StoreError if the disk refuses."""
         import torch.distributed.checkpoint as dcp
 
-        place, before = self.folder / f"{step:08d}", self.newest()
+        place, before = self.at(step), self.newest()
         if self.ranks.is_first:  # left over from a process that was killed while it wrote
             shutil.rmtree(place, ignore_errors=True)
             _made(place)
-        self.ranks.first_says(True)
+        self.ranks.meet()
         # a file a tensor, so that one tensor's bytes at a time are in memory twice
         writer = dcp.HuggingFaceStorageWriter(str(place), {name: n for n, name in enumerate(tensors, 1)},
                                               save_distributed=True)
@@ -59,9 +63,9 @@ class Checkpoints:
             dcp.save(self._placed(tensors), storage_writer=writer, no_dist=not self.ranks.is_many)
         if self.ranks.is_first:
             write_whole(place / STATE, json.dumps(state).encode())
-            if before is not None and before != place:
-                _remove(before)
-        self.ranks.first_says(True)
+            if before is not None and before != step:
+                _remove(self.at(before))
+        self.ranks.meet()
 
     def state(self, place: Path) -> dict[str, Any]:
         """What a checkpoint says of itself. FileError if it is damaged."""
@@ -72,7 +76,7 @@ class Checkpoints:
         return state
 
     def read(self, place: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Read a checkpoint into `tensors`, this process's share of them. FileError if it is damaged or does not fit."""
+        """Read a checkpoint into `tensors`, this process's share. FileError if it is damaged or does not fit."""
         import torch.distributed.checkpoint as dcp
 
         placed = self._placed(tensors)
@@ -140,6 +144,6 @@ def _asked(kind: type[PatchclampError], said: str) -> Iterator[None]:
         first = next(iter(error.failures.values()))[0]
         raise kind(f"{said} ({' '.join(str(first).split())[:300]})") from error
     except (RuntimeError, torch.distributed.DistError) as error:
-        raise RankLost(f"no answer from another process ({' '.join(str(error).split())[:200]})") from error
+        raise RankLost(f"no answer: {' '.join(str(error).split())[:200]}") from error
     except Exception as error:
         raise kind(f"{said} ({' '.join(str(error).split())[:300]})") from error

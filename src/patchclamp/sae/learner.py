@@ -45,7 +45,7 @@ class Learner:
                         "threshold": torch.zeros((), device=ranks.device)}
         self.losses = Losses(recipe, self.parameters, self.buffers, tied, ranks)
         self.optimizer = torch.optim.Adam(self.parameters.values(), lr=recipe.learning_rate, fused=True)
-        for tensor in self.parameters.values():  # as Adam would at its first step, so that there is a place to read into
+        for tensor in self.parameters.values():  # as Adam would at its first step: a place to read a checkpoint into
             self.optimizer.state[tensor] = {"step": torch.zeros((), device=ranks.device),
                                             "exp_avg": torch.zeros_like(tensor, requires_grad=False),
                                             "exp_avg_sq": torch.zeros_like(tensor, requires_grad=False)}
@@ -59,7 +59,7 @@ class Learner:
         dead = int(self.ranks.over_latents(dead_L.sum()))
         common = loss.common
         if dead and self.recipe.aux_k:
-            common = common + AUX_WEIGHT * self.losses.aux(x_BD, loss.error_BO.detach(), dead_L, dead)
+            common = common + AUX_WEIGHT * self.losses.aux(x_BD, loss.error.detach(), dead_L, dead)
         self.optimizer.zero_grad(set_to_none=True)
         (common + loss.own).backward()
         self._learn(rate)
@@ -84,7 +84,7 @@ class Learner:
         mean_O = ranks.over_data(y_BO.mean(0)) / ranks.data
         own = torch.stack([torch.as_tensor(loss.own, device=ranks.device).double() / ranks.data,
                            counts_L.sum().double() / n / ranks.data])
-        sums = torch.stack([loss.error_BO.square().sum(), (y_BO - mean_O).square().sum(), common / ranks.data])
+        sums = torch.stack([loss.error.square().sum(), (y_BO - mean_O).square().sum(), common / ranks.data])
         own_loss, l0, error, variance, whole = ranks.over_data(
             torch.cat([ranks.over_latents(own), sums.double()])).tolist()
         return Step(error / variance if variance else float("nan"), l0, whole + own_loss, dead)
@@ -116,7 +116,7 @@ class Learner:
     # In and out
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a step depends on, this process's share of it: not copies, so what is read into them is taken up."""
+        """Everything a step depends on, this process's share of it. No copies: what is read into them is taken up."""
         moments = {f"{key}.{name}": state[key] for name, state in self._moments() for key in sorted(state)}
         return {**{name: tensor.detach() for name, tensor in self.parameters.items()}, **self.buffers, **moments}
 
@@ -131,7 +131,7 @@ class Learner:
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """This process's share of the tensors of an `Autoencoder` on values as harvested, with decoder rows of length 1.
+        """This process's share of an `Autoencoder`'s tensors, on values as harvested, with decoder rows of length 1.
 
         z = (x - m)s turns the encoder into s·(W(x - m) + b/s): with biases and thresholds over s the codes are, too."""
         scaling, kind = self.scaling, self.recipe.architecture

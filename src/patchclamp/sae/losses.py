@@ -38,8 +38,10 @@ class Loss:
     """Of the reconstruction: the same in all latent shares."""
     own: "Tensor | float"
     """Of this share's latents: what remains is the sum over shares."""
-    error_BO: Tensor
+    error: Tensor
+    """[B, O]."""
     active: "Active | Tensor"
+    """Pairs, or where many are active a mask [B, L]."""
 
 
 class Losses:

@@ -8,7 +8,6 @@ parts of the reconstruction. Processes of one latent share average their gradien
 anybody, and every function here then hands back what it was given.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,8 +50,8 @@ class Ranks:
         own = not (dist.is_available() and dist.is_initialized())
         world = world_size() if own else dist.get_world_size()
         if world % data:
-            raise SpecError(f"data_parallel is {data}, but {world} process{'es' * (world > 1)} cannot be divided into so "
-                            f"many equal shares; start with torchrun --nproc-per-node {data}, or a multiple of it")
+            raise SpecError(f"data_parallel is {data}, and {world} process{'es' * (world > 1)} cannot be divided into "
+                            f"{data} equal shares; start with torchrun --nproc-per-node {data}, or a multiple of it")
         # Apple's GPUs lack double precision, in which sums over pairs are made
         place = device if device.type == "cuda" else CPU
         if world == 1:
@@ -129,14 +128,21 @@ class Ranks:
             dist.all_gather(parts, tensor.contiguous(), group=group)
         return torch.stack(parts)
 
-    def first_says(self, flag: bool) -> bool:
-        """What the first process thinks of a question that each might answer otherwise: the time, or a file."""
+    def first_says(self, number: int) -> int:
+        """The first process's answer to what each might answer otherwise: whether it is time, or a file is there.
+        Nobody goes on before the first has come here."""
         if not self.is_many:
-            return flag
-        said = torch.tensor([flag], dtype=torch.uint8, device=self.device)
+            return number
+        said = torch.tensor([number], device=self.device)
         with _answered():
             dist.broadcast(said, 0)
-        return bool(said.item())
+        return int(said)
+
+    def meet(self) -> None:
+        """Wait for all others."""
+        if self.is_many:
+            with _answered():
+                dist.all_reduce(torch.zeros(1, device=self.device))
 
     def whole(self, tensor: Tensor) -> Tensor | None:
         """All shares' latents one below the other, in the first process's main memory; elsewhere None."""
@@ -216,4 +222,4 @@ def _answered() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         said = " ".join(str(error).split())[:200]
-        raise RankLost(f"process {os.environ.get('RANK', '?')} got no answer from another ({said})") from error
+        raise RankLost(f"no answer: {said}") from error

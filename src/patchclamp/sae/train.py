@@ -6,6 +6,7 @@ Codes are sparse, and so is the work on them: a step costs one dense product, th
 (`codes.py`). Several autoencoders, of other k or λ, learn from one stream of batches.
 """
 
+import math
 import resource
 import sys
 from pathlib import Path
@@ -231,13 +232,16 @@ class _Run:
         return self.folder if len(self.variants) == 1 else self.folder / name
 
     def finished(self) -> tuple[float, list[Autoencoder]] | None:
-        """Seconds of training and the autoencoders, if they are there. SpecError if they were trained otherwise."""
+        """Seconds of training and the autoencoders, if they are there, for the first process. SpecError if they were
+        trained otherwise."""
         if not self.ranks.first_says(all((self.place(name) / FILE).is_file() for name in self.variants)):
             return None
+        if not self.ranks.is_first:
+            return math.nan, []
         found = [Autoencoder.load(self.place(name)) for name in self.variants]
         for one in found:
             refuse_other(one.info.settings.get("identity", {}), self.identity, self.folder)
-        return found[0].info.settings["seconds"], found if self.ranks.is_first else []
+        return found[0].info.settings["seconds"], found
 
     def train(self, progress: Progress) -> tuple[float, list[Autoencoder]]:
         """Train from the start or the checkpoint, and save: seconds, and in the first process the autoencoders."""

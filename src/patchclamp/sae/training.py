@@ -81,7 +81,7 @@ class Training:
         newest = self.checkpoints.newest()
         if newest is None:
             return "there is no checkpoint yet: the same command begins anew"
-        return (f"the checkpoint of step {int(newest.name)} goes on: run the same command, with as many processes as you "
+        return (f"the checkpoint of step {newest} goes on: run the same command, with as many processes as you "
                 "like")
 
     def _run(self, read: Read, checkpoint_seconds: float, progress: Progress, board: Any) -> None:
@@ -143,8 +143,10 @@ class Training:
     def resume(self) -> None:
         """Take up the folder's checkpoint, if there is one. SpecError, saying what differs, if it is of another
         training; FileError if it cannot be read."""
-        place = self.checkpoints.newest()
-        if place is not None:
+        newest = self.checkpoints.newest()
+        step = self.ranks.first_says(-1 if newest is None else newest)
+        if step >= 0:
+            place = self.checkpoints.at(step)
             state = self.checkpoints.state(place)
             refuse_other(state["identity"], self.identity, self.folder)
             self.checkpoints.read(place, self._tensors())
@@ -155,8 +157,8 @@ class Training:
 
 @contextmanager
 def told_to_stop(ranks: Ranks) -> Iterator[None]:
-    """Inside, of several processes, the signal by which torchrun ends those that are left raises RankLost: it comes when
-    another died, and there is something to say."""
+    """Inside, of several processes, the signal by which torchrun ends those that are left raises RankLost: it comes
+    when another died, and there is something to say."""
     if not ranks.is_many or threading.current_thread() is not threading.main_thread():
         yield
         return
