@@ -17,7 +17,7 @@ from patchclamp.sae.learner import ALONE, Learner
 from patchclamp.sae.parameters import Recipe, Scaling
 from patchclamp.sae.ranks import CPU, Ranks
 
-D, OUT, L, B, STEPS = 20, 12, 96, 64, 24
+D, OUT, L, B, STEPS = 20, 12, 96, 64, 20
 CASES = {
     "topk": {}, "batchtopk": {}, "relu": {}, "jumprelu": {}, "gated": {},
     # with seed 0 Adam divides a gradient of almost nothing by itself: one process alone then differs by 1e-4 from

@@ -39,7 +39,8 @@ DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.st
                    "lens.jacobian", "lens.tuned.train", "lens.tuned.apply", "neurons.index", "neurons.examples",
                    "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
-                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images", "sae.harvest", "sae.train"}
+                   "vectors.task", "vectors.compose", "vectors.show", "neurons.images", "sae.harvest", "sae.train",
+                   "sae.plan"}
 """They need words, facts or a corpus in a real tokenizer's tokens, or pictures; their own tests draw them."""
 
 

@@ -12,6 +12,7 @@ from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 if TYPE_CHECKING:
     from patchclamp.sae.evaluate import Evaluated
     from patchclamp.sae.harvest import Harvested
+    from patchclamp.sae.plan import PlanResult
     from patchclamp.sae.train import TrainResult
 
 
@@ -96,3 +97,21 @@ def _probes(result: Evaluated) -> alt.Chart:
         alt.Color("numbers:N", sort=None, scale=alt.Scale(range=[CATEGORY[0], CATEGORY[1], CONTROL])),
         alt.Facet("label:N", columns=3, title=None), tooltip=["label", "k", "numbers", "AUROC"],
     ).properties(width=170, height=120)
+
+
+def plan_chart(result: PlanResult) -> alt.TopLevelMixin:
+    """What each item takes, a panel a kind of cost."""
+    panels = {"memory": f"memory of a GPU: {result.memory_gb:,.1f} GB, {'fits' if result.fits else 'does not fit'}",
+              "time": f"a step: {1000 * result.seconds_per_step:,.1f} ms, {result.hours:,.1f} hours in all",
+              "traffic": f"traffic of a GPU: {result.traffic_gb:,.0f} GB in all",
+              "storage": f"storage: {result.storage_gb:,.0f} GB"}
+    charts = []
+    for group, title in panels.items():
+        own = pd.DataFrame([{"what": one.item, one.unit: one.value} for one in result.costs if one.group == group])
+        if own.empty:  # one process alone has no traffic
+            continue
+        unit = own.columns[1]
+        charts.append(alt.Chart(own, title=title).mark_bar().encode(
+            alt.X(unit, type="quantitative"), alt.Y("what:N", sort=None, title=None), tooltip=["what", unit],
+        ).properties(width=420))
+    return alt.vconcat(*charts)

@@ -71,6 +71,7 @@ BUILT_IN = (
     "patchclamp.sae.search",
     "patchclamp.sae.find",
     "patchclamp.sae.steer",
+    "patchclamp.sae.plan",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from patchclamp.forward.codes import Active
 from patchclamp.sae.batches import Rows
 from patchclamp.sae.losses import Loss, Losses
-from patchclamp.sae.parameters import SHARED, Recipe, Scaling, first_parameters
+from patchclamp.sae.parameters import BLOCK, SHARED, Recipe, Scaling, first_parameters
 from patchclamp.sae.ranks import Ranks
 
 AUX_WEIGHT = 1 / 32
@@ -57,16 +57,18 @@ class Learner:
         loss = self.losses.of(x_BD, y_BO, penalty * self.recipe.l1)
         dead_L = self.buffers["idle"] >= self.recipe.dead_after
         dead = int(self.ranks.over_latents(dead_L.sum()))
-        common = loss.common
-        if dead and self.recipe.aux_k:
-            common = common + AUX_WEIGHT * self.losses.aux(x_BD, loss.error.detach(), dead_L, dead)
         self.optimizer.zero_grad(set_to_none=True)
-        (common + loss.own).backward()
+        (loss.common + loss.own).backward()
+        whole = loss.common.detach()
+        if dead and self.recipe.aux_k:  # backwards by itself, so that one more gradient at a time is in memory
+            aux = AUX_WEIGHT * self.losses.aux(x_BD, loss.error.detach(), dead_L, dead)
+            aux.backward()
+            whole = whole + aux.detach()
         self._learn(rate)
         counts_L = self.ranks.over_data(self._counts(loss))
         self.buffers["idle"] += len(x_BD) * self.ranks.data
         self.buffers["idle"][counts_L > 0] = 0
-        return self._seen(y_BO, loss, common, counts_L, dead)
+        return self._seen(y_BO, loss, whole, counts_L, dead)
 
     def _scaled(self, rows: Rows) -> tuple[Tensor, Tensor]:
         scaling, device = self.scaling, self.ranks.device
@@ -79,15 +81,15 @@ class Learner:
         return loss.active.sum(0)
 
     @torch.no_grad()
-    def _seen(self, y_BO: Tensor, loss: Loss, common: Tensor, counts_L: Tensor, dead: int) -> Step:
+    def _seen(self, y_BO: Tensor, loss: Loss, whole: Tensor, counts_L: Tensor, dead: int) -> Step:
         ranks, n = self.ranks, len(y_BO) * self.ranks.data
         mean_O = ranks.over_data(y_BO.mean(0)) / ranks.data
         own = torch.stack([torch.as_tensor(loss.own, device=ranks.device).double() / ranks.data,
                            counts_L.sum().double() / n / ranks.data])
-        sums = torch.stack([loss.error.square().sum(), (y_BO - mean_O).square().sum(), common / ranks.data])
-        own_loss, l0, error, variance, whole = ranks.over_data(
+        sums = torch.stack([loss.error.square().sum(), (y_BO - mean_O).square().sum(), whole / ranks.data])
+        own_loss, l0, error, variance, common = ranks.over_data(
             torch.cat([ranks.over_latents(own), sums.double()])).tolist()
-        return Step(error / variance if variance else float("nan"), l0, whole + own_loss, dead)
+        return Step(error / variance if variance else float("nan"), l0, common + own_loss, dead)
 
     def _learn(self, rate: float) -> None:
         decoder = self.parameters["W_dec"]
@@ -96,8 +98,9 @@ class Learner:
             for gradient in gradients.values():
                 self.ranks.over_data(gradient).div_(self.ranks.data)
         if self.recipe.unit_norm and decoder.grad is not None:
-            along_L1 = (decoder.grad * decoder.detach()).sum(1, keepdim=True)
-            decoder.grad.addcmul_(along_L1, decoder.detach(), value=-1)
+            for to_ND, rows_ND in zip(decoder.grad.split(BLOCK), decoder.detach().split(BLOCK), strict=True):
+                along_N1 = (to_ND * rows_ND).sum(1, keepdim=True)
+                to_ND.addcmul_(along_N1, rows_ND, value=-1)
         self._clip(gradients)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * rate

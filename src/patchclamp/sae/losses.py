@@ -54,7 +54,8 @@ class Losses:
         self.tied, self.ranks = tied, ranks
         self.held = len(parameters["b_enc"])
         self._none_D = torch.zeros(parameters["W_enc"].shape[1], device=ranks.device)
-        self._room_BL = torch.empty(0, device=ranks.device)
+        self.room = torch.empty(0, device=ranks.device)
+        """Memory for pre-activations, which each step writes over."""
 
     def of(self, x_BD: Tensor, y_BO: Tensor, penalty: float) -> Loss:
         """The loss of a batch, `penalty` being λ now."""
@@ -132,11 +133,9 @@ class Losses:
 
     def aux(self, x_BD: Tensor, error_BO: Tensor, dead_L: Tensor, dead: int) -> Tensor:
         """The share of the error that dead latents leave over; `dead`: how many all shares have."""
-        dead_M = dead_L.nonzero()[:, 0]
-        weight, bias, k = self.parameters["W_enc"], self.parameters["b_enc"], min(self.recipe.aux_k, dead)
+        dead_M, k = dead_L.nonzero()[:, 0], min(self.recipe.aux_k, dead)
         with torch.no_grad():
-            pre_BM = torch.addmm(bias[dead_M], x_BD - self._shift().detach(), weight[dead_M].T)
-            values_BK, chosen_BK = pre_BM.topk(min(k, len(dead_M)), 1, sorted=False)
+            values_BK, chosen_BK = self._ranked(x_BD, self.bias()[dead_M], self.parameters["W_enc"][dead_M], k)
             pre_P, active = self._agreed(values_BK, dead_M[chosen_BK], k)
         values_P = torch.relu(self._known(active, pre_P, x_BD))
         rest_BO = error_BO - self._decoded(active, values_P)
@@ -147,13 +146,18 @@ class Losses:
 
     @torch.no_grad()
     def _top(self, x_BD: Tensor, k: int) -> tuple[Tensor, Active]:
-        """This share of the k greatest of each input, a part of the batch at a time."""
-        bias_L, parts, most = self.bias(), [], min(k, self.held)
+        """This share of the k greatest of each input."""
+        return self._agreed(*self._ranked(x_BD, self.bias(), self.parameters["W_enc"], k), k)
+
+    @torch.no_grad()
+    def _ranked(self, x_BD: Tensor, bias_M: Tensor, weight_MD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values and numbers of the k greatest of some latents for each input, a part of the batch at a time."""
+        parts, most = [], min(k, len(bias_M))
         for some_BD in x_BD.split(AT_ONCE):
-            pre_BL = torch.addmm(bias_L, some_BD, self.parameters["W_enc"].T, out=self._room(len(some_BD)))
-            parts.append(pre_BL.topk(most, 1, sorted=False))
-        values_BK, latents_BK = (torch.cat(part) for part in zip(*parts, strict=True))
-        return self._agreed(values_BK, latents_BK, k)
+            pre_BM = torch.addmm(bias_M, some_BD, weight_MD.T, out=self._room(len(some_BD), len(bias_M)))
+            parts.append(pre_BM.topk(most, 1, sorted=False))
+        values_BK, chosen_BK = (torch.cat(part) for part in zip(*parts, strict=True))
+        return values_BK, chosen_BK
 
     def _agreed(self, values_BK: Tensor, latents_BK: Tensor, k: int) -> tuple[Tensor, Active]:
         """Of this share's candidates for each input, those that are among the k greatest of all shares'."""
@@ -214,15 +218,15 @@ class Losses:
     @torch.no_grad()
     def _pre(self, x_BD: Tensor) -> Tensor:
         """W_enc (x - shift) + b_enc, in memory that the next step writes over."""
-        return torch.addmm(self.bias(), x_BD, self.parameters["W_enc"].T, out=self._room(len(x_BD)))
+        return torch.addmm(self.bias(), x_BD, self.parameters["W_enc"].T, out=self._room(len(x_BD), self.held))
 
     def _pre_with_gradient(self, x_BD: Tensor) -> Tensor:
         return torch.addmm(self.parameters["b_enc"], x_BD - self._shift(), self.parameters["W_enc"].T)
 
-    def _room(self, n: int) -> Tensor:
-        if len(self._room_BL) < n:
-            self._room_BL = torch.empty(n, self.held, device=self.ranks.device)
-        return self._room_BL[:n]
+    def _room(self, n: int, latents: int) -> Tensor:
+        if len(self.room) < n * latents:
+            self.room = torch.empty(n * self.held, device=self.ranks.device)
+        return self.room[: n * latents].view(n, latents)
 
 
 def mean_square(error_BO: Tensor) -> Tensor:
