@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from patchclamp.corpus.windows import shard_path
-from patchclamp.errors import FileError, InputError, RunError, SpecError
+from patchclamp.errors import FileError, InputError, RunError, SpecError, StoreError
 from patchclamp.evidence.record import Record
 from patchclamp.forward import load
 from patchclamp.forward.autoencoder import FILE, Autoencoder
@@ -220,6 +220,25 @@ def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(store, tmp_path
     held["0.W_enc"].unlink()
     with pytest.raises(FileError, match=r"0\.W_enc is missing there"):
         trained(store, tmp_path / "a", steps=5)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_with_a_word(store, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / FOLDER).write_text("a file in the way")
+    with pytest.raises(StoreError, match="cannot write"):
+        trained(store, tmp_path / "a", steps=5, checkpoint_seconds=0)
+
+
+def test_a_checkpoint_that_was_never_finished_counts_for_nothing(store, tmp_path, monkeypatch):
+    trained(store, tmp_path / "whole", steps=20)
+    with stopped_at(7, monkeypatch):
+        trained(store, tmp_path / "cut", steps=20, checkpoint_seconds=0)
+    half = tmp_path / "cut" / FOLDER / "00000008"
+    half.mkdir()
+    (half / "shard-00001-model-00001-of-00018.safetensors").write_bytes(b"half")
+    trained(store, tmp_path / "cut", steps=20, checkpoint_seconds=0)
+
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
 
 
 def test_numbers_in_a_store_that_are_none_are_named(store, tmp_path):

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from patchclamp.errors import FileError, PatchclampError, StoreError
@@ -59,7 +58,7 @@ class Checkpoints:
         # a file a tensor, so that one tensor's bytes at a time are in memory twice
         writer = dcp.HuggingFaceStorageWriter(str(place), {name: n for n, name in enumerate(tensors, 1)},
                                               save_distributed=True)
-        with _asked(StoreError, f"cannot write {place}"):
+        with self._asked(StoreError, f"cannot write {place}"):
             dcp.save(self._placed(tensors), storage_writer=writer, no_dist=not self.ranks.is_many)
         if self.ranks.is_first:
             write_whole(place / STATE, json.dumps(state).encode())
@@ -81,9 +80,9 @@ class Checkpoints:
 
         placed = self._placed(tensors)
         remedy = f"delete {self.folder} to begin anew"
-        with _asked(FileError, f"{place} is damaged or half-written; {remedy}"):
+        with self._asked(FileError, f"{place} is damaged or half-written; {remedy}"):
             reader = dcp.HuggingFaceStorageReader(str(place))
-            found = reader.read_metadata().state_dict_metadata
+            found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
         if differing := sorted(name for name in {*found, *placed} if _shape(found, name) != _shape(placed, name)):
             name = differing[0]
             raise FileError(f"{place} is no checkpoint of this training: {name} is {_shape(found, name)} there and "
@@ -91,7 +90,7 @@ class Checkpoints:
         for name, about in found.items():
             if sum(chunk.sizes.numel() for chunk in about.chunks) != about.size.numel():
                 raise FileError(f"{place} is damaged: a part of {name} is missing; {remedy}")
-        with _asked(FileError, f"{place} is damaged; {remedy}"):
+        with self._asked(FileError, f"{place} is damaged; {remedy}"):
             dcp.load(placed, storage_reader=reader, no_dist=not self.ranks.is_many)
 
     def remove(self) -> None:
@@ -100,6 +99,22 @@ class Checkpoints:
             for path in self.folder.glob(f"*/{STATE}"):
                 path.unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _asked(self, kind: type[PatchclampError], said: str) -> Iterator[None]:
+        """Inside, what DCP raises is of `kind`, or a process that does not answer is lost."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                yield
+        except (CheckpointException, Exception) as error:  # the former is no Exception; each process's own is in it
+            own = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            told = " ".join(str(own).split())[:300]
+            if isinstance(own, RankLost) or (self.ranks.is_many and isinstance(own, RuntimeError)):
+                raise RankLost(f"no answer: {told}") from error
+            raise kind(f"{said} ({told})") from error
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors with their place among all processes."""
@@ -129,21 +144,3 @@ def _made(place: Path) -> None:
 def _remove(place: Path) -> None:
     (place / STATE).unlink(missing_ok=True)  # first, so that what is half removed is no checkpoint
     shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _asked(kind: type[PatchclampError], said: str) -> Iterator[None]:
-    """Inside, what DCP raises is of `kind`; a process that does not answer is one that is lost."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            yield
-    except CheckpointException as error:  # of several processes; each one's own error is in it
-        first = next(iter(error.failures.values()))[0]
-        raise kind(f"{said} ({' '.join(str(first).split())[:300]})") from error
-    except (RuntimeError, torch.distributed.DistError) as error:
-        raise RankLost(f"no answer: {' '.join(str(error).split())[:200]}") from error
-    except Exception as error:
-        raise kind(f"{said} ({' '.join(str(error).split())[:300]})") from error
