@@ -113,7 +113,7 @@ class Checkpoints:
             own = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             told = " ".join(str(own).split())[:300]
             if isinstance(own, RankLost) or (self.ranks.is_many and isinstance(own, RuntimeError)):
-                raise RankLost(f"no answer: {told}") from error
+                raise RankLost(told) from error
             raise kind(f"{said} ({told})") from error
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,6 +27,11 @@ CPU = torch.device("cpu")
 class RankLost(RunError):
     """Another process does not answer any more."""
 
+    def __init__(self, said: str) -> None:
+        self.said = said
+        super().__init__(f"another process died or fell silent ({said}); run the same command again: it goes on from "
+                         "the last checkpoint, if there is one")
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -222,4 +227,4 @@ def _answered() -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         said = " ".join(str(error).split())[:200]
-        raise RankLost(f"no answer: {said}") from error
+        raise RankLost(said) from error

@@ -75,7 +75,7 @@ class Training:
                 self._run(read, checkpoint_seconds, progress, board)
         except RankLost as error:
             raise RunError(f"a process died or fell silent at step {self.step + 1} of {self.schedule.steps}; "
-                           f"{self._left()} ({error})") from error
+                           f"{self._left()} ({error.said})") from error
 
     def _left(self) -> str:
         newest = self.checkpoints.newest()
