@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 MEASURED_SLOWER = 1.27
-"""Median over nine steps of measured time by what the sum of operations and bytes says (benchmarks/sae_ranks.py)."""
+"""Median over nine sizes of a measured step by what operations and bytes say (benchmarks/sae_ranks.py)."""
 SPARE = 0.05
 """Share of a GPU's memory that is not there for tensors: the CUDA context, what an allocator cannot use."""
 MOST_GPUS = 65_536
