@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
     from patchclamp.sae.harvest import harvest
+    from patchclamp.sae.plan import plan_training
     from patchclamp.sae.train import train_autoencoder
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
@@ -102,6 +103,7 @@ _HOME = {
     "multihop": "lenses.multihop",
     "patch": "circuits.patch",
     "patchscope": "lenses.patchscope",
+    "plan_training": "sae.plan",
     "read_vector": "vectors.read",
     "repair": "neurons.repair",
     "replay": "evidence.store",
@@ -169,6 +171,7 @@ __all__ = [
     "multihop",
     "patch",
     "patchscope",
+    "plan_training",
     "read_vector",
     "repair",
     "replay",

@@ -75,8 +75,8 @@ def test_a_larger_dictionary_has_more_of_the_concepts(saes, store, tmp_path):
     assert large.concepts == np.mean([one.auroc["words"] >= A_FEATURE for one in record.result.concepts])
     model, autoencoder = llama(), Autoencoder.load(saes[0])
     one = record.result.concepts[3]
-    codes = torch.stack([autoencoder.encode(model.capture([row.split(",")[0]], ["resid_pre.0"])["resid_pre.0"][0, 1:]).amax(0)
-                         for row in rows])
+    values = [model.capture([row.split(",")[0]], ["resid_pre.0"])["resid_pre.0"][0, 1:] for row in rows]
+    codes = torch.stack([autoencoder.encode(value).amax(0) for value in values])
     own = np.array([row.strip().endswith(f",{one.label}") for row in rows])
     means = codes[own].mean(0) - codes[~own].mean(0)
     assert means[one.best["words"]] > 0

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
-from patchclamp.sae.learner import Learner, Recipe, Scaling
+from patchclamp.sae.learner import Learner
+from patchclamp.sae.parameters import Recipe, Scaling
 
 D, OUT, L, B = 20, 12, 96, 64
 KINDS = ["topk", "batchtopk", "relu", "jumprelu", "gated", "matryoshka"]
@@ -86,11 +87,12 @@ def test_loss_and_gradients_are_the_plain_ones(case, monkeypatch):
     kind = case.split()[0] if case.split()[0] in KINDS else "topk"
     tied = kind == case.split()[0]
     made = learner(kind, tied, unit_norm="folded" not in case, skip=case == "skip")
-    monkeypatch.setattr("patchclamp.sae.learner.DENSE", 0.0 if "dense" in case else 1.0)
+    monkeypatch.setattr("patchclamp.sae.losses.DENSE", 0.0 if "dense" in case else 1.0)
     x_BD = (rows(B, 7) - made.scaling.mean) * made.scaling.scale
     y_BO = x_BD if tied else (rows(B, 8, OUT) - made.scaling.mean_out) * made.scaling.scale_out
 
-    loss, _, _ = made._loss(x_BD, y_BO, made.recipe.l1)
+    parts = made.losses.of(x_BD, y_BO, made.recipe.l1)
+    loss = parts.common + parts.own
     loss.backward()
     got = {name: tensor.grad.clone() for name, tensor in made.parameters.items()}
     for tensor in made.parameters.values():
@@ -112,7 +114,7 @@ def test_dead_latents_explain_what_is_left_over():
     dead_L[10:30] = True
     error_BD = torch.randn(B, D)
 
-    got = made._aux(x_BD, error_BD, dead_L)
+    got = made.losses.aux(x_BD, error_BD, dead_L, 20)
     got.backward()
     gradient = made.parameters["W_enc"].grad.clone()
     for tensor in made.parameters.values():

@@ -15,16 +15,17 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from patchclamp.corpus.windows import shard_path
-from patchclamp.errors import FileError, InputError, RunError, SpecError
+from patchclamp.errors import FileError, InputError, RunError, SpecError, StoreError
 from patchclamp.evidence.record import Record
 from patchclamp.forward import load
 from patchclamp.forward.autoencoder import FILE, Autoencoder
 from patchclamp.model.tensors import read_tensors
+from patchclamp.sae.checkpoints import FOLDER
 from patchclamp.sae.harvest import harvest
 from patchclamp.sae.quality import quality
 from patchclamp.sae.store import ActivationStore, checksum
 from patchclamp.sae.train import train_autoencoder
-from patchclamp.sae.training import CHECKPOINT, Schedule, Training, read_log
+from patchclamp.sae.training import Schedule, Training, read_log
 
 QUICK = {"latents": 64, "k": [4], "batch": 128, "buffer": 2}
 HARVEST = {"length": 16, "windows": 8, "shard": 40, "tokens": 4000}
@@ -84,7 +85,7 @@ def test_every_architecture_learns_and_is_saved(store, tmp_path, kind):
     held_out = ActivationStore(store)
     assert quality(loaded, [(held_out.rows(6, "resid.1"),)]) == one.held_out
     assert loaded.info.held_out == (6,)
-    assert not (tmp_path / "a" / CHECKPOINT).exists()
+    assert not (tmp_path / "a" / FOLDER).exists()
 
 
 def test_several_autoencoders_learn_from_one_stream_as_each_would_alone(store, tmp_path):
@@ -118,7 +119,7 @@ def test_an_interrupted_training_goes_on_with_the_same_bits(store, tmp_path, mon
     trained(store, tmp_path / "whole", architecture="batchtopk", steps=60)
     with stopped_at(37, monkeypatch):
         trained(store, tmp_path / "cut", architecture="batchtopk", steps=60, checkpoint_seconds=0)
-    assert (tmp_path / "cut" / CHECKPOINT).is_file()
+    assert [path.name for path in (tmp_path / "cut" / FOLDER).iterdir()] == ["00000037"]
     result = trained(store, tmp_path / "cut", architecture="batchtopk", steps=60)
 
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
@@ -203,14 +204,41 @@ def test_another_training_in_the_same_folder_is_refused(store, tmp_path):
 def test_a_damaged_checkpoint_and_one_of_another_shape_are_named(store, tmp_path, monkeypatch):
     with stopped_at(3, monkeypatch):
         trained(store, tmp_path / "a", steps=5, checkpoint_seconds=0)
-    path = tmp_path / "a" / CHECKPOINT
-    good, metadata = read_tensors(path)
-    save_file({**good, "0.W_enc": good["0.W_enc"][:, :-1].contiguous()}, path, metadata)
-    with pytest.raises(FileError, match="no checkpoint of this training"):
+    (place,) = (tmp_path / "a" / FOLDER).iterdir()
+    held = {name: path for path in place.glob("*.safetensors") for name in load_file(path)}
+    weights, metadata = read_tensors(held["0.W_enc"])
+    save_file({"0.W_enc": weights["0.W_enc"][:, :-1].contiguous()}, held["0.W_enc"], metadata)
+    with pytest.raises(FileError, match=r"no checkpoint of this training: 0.W_enc is \[64, 31\] there and \[64, 32\]"):
         trained(store, tmp_path / "a", steps=5)
-    path.write_bytes(path.read_bytes()[:300])
+    save_file({"0.W_enc": weights["0.W_enc"][:3].contiguous()}, held["0.W_enc"],
+              {"DCP_SHARDING_INFO": json.dumps({"0.W_enc": {"saved_offsets": [61, 0]}})})
+    with pytest.raises(FileError, match=r"a part of 0\.W_enc is missing"):
+        trained(store, tmp_path / "a", steps=5)
+    held["0.W_enc"].write_bytes(held["0.W_enc"].read_bytes()[:300])
     with pytest.raises(FileError, match="damaged or half-written"):
         trained(store, tmp_path / "a", steps=5)
+    held["0.W_enc"].unlink()
+    with pytest.raises(FileError, match=r"0\.W_enc is missing there"):
+        trained(store, tmp_path / "a", steps=5)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training_with_a_word(store, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / FOLDER).write_text("a file in the way")
+    with pytest.raises(StoreError, match="cannot write"):
+        trained(store, tmp_path / "a", steps=5, checkpoint_seconds=0)
+
+
+def test_a_checkpoint_that_was_never_finished_counts_for_nothing(store, tmp_path, monkeypatch):
+    trained(store, tmp_path / "whole", steps=20)
+    with stopped_at(7, monkeypatch):
+        trained(store, tmp_path / "cut", steps=20, checkpoint_seconds=0)
+    half = tmp_path / "cut" / FOLDER / "00000008"
+    half.mkdir()
+    (half / "shard-00001-model-00001-of-00018.safetensors").write_bytes(b"half")
+    trained(store, tmp_path / "cut", steps=20, checkpoint_seconds=0)
+
+    assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
 
 
 def test_numbers_in_a_store_that_are_none_are_named(store, tmp_path):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchclamp.sae.convert import Converted
     from patchclamp.sae.evaluate import Evaluated
     from patchclamp.sae.harvest import Harvested
+    from patchclamp.sae.plan import PlanResult
     from patchclamp.sae.train import TrainResult
 
 ROUNDING = 2**-23
@@ -122,8 +123,9 @@ def compared_chart(result: ComparedResult) -> alt.TopLevelMixin:
     """How much each dictionary reconstructs, how well its latents can be explained, which concepts it has."""
     names = [one.name for one in result.dictionaries]
     rows = [{"dictionary": one.name, "FVU": one.quality.fvu if one.quality else None,
-             "L0": one.quality.l0 if one.quality else None, "latents": one.latents, "accuracy": one.accuracy.mean,
-             "simulation": one.simulation.mean, "low": one.simulation.low, "high": one.simulation.high} for one in result.dictionaries]
+             "L0": one.quality.l0 if one.quality else None, "latents": one.latents,
+             "accuracy": one.accuracy.mean, "simulation": one.simulation.mean,
+             "low": one.simulation.low, "high": one.simulation.high} for one in result.dictionaries]
     data, order = pd.DataFrame(rows), alt.Y("dictionary:N", sort=names, title=None)
     bars = alt.Chart(data).encode(order, tooltip=["dictionary", "latents", "FVU", "L0", "accuracy", "simulation"])
     drawn: list[Any] = [bars.mark_bar(color=CONTROL).encode(alt.X("FVU:Q")).properties(width=160, height=110),
@@ -142,3 +144,21 @@ def compared_chart(result: ComparedResult) -> alt.TopLevelMixin:
                  alt.Color("AUROC:Q", scale=alt.Scale(domain=[0.5, 1], clamp=True, scheme="blues")),
                  tooltip=["concept", "dictionary", "latent", "AUROC"]))
     return styled(alt.vconcat(*charts).resolve_scale(color="independent"))
+
+
+def plan_chart(result: PlanResult) -> alt.TopLevelMixin:
+    """What each item takes, a panel a kind of cost."""
+    panels = {"memory": f"memory of a GPU: {result.memory_gb:,.1f} GB, {'fits' if result.fits else 'does not fit'}",
+              "time": f"a step: {1000 * result.seconds_per_step:,.1f} ms, {result.hours:,.1f} hours in all",
+              "traffic": f"traffic of a GPU: {result.traffic_gb:,.0f} GB in all",
+              "storage": f"storage: {result.storage_gb:,.0f} GB"}
+    charts = []
+    for group, title in panels.items():
+        own = pd.DataFrame([{"what": one.item, one.unit: one.value} for one in result.costs if one.group == group])
+        if own.empty:  # one process alone has no traffic
+            continue
+        unit = own.columns[1]
+        charts.append(alt.Chart(own, title=title).mark_bar().encode(
+            alt.X(unit, type="quantitative"), alt.Y("what:N", sort=None, title=None), tooltip=["what", unit],
+        ).properties(width=420))
+    return alt.vconcat(*charts)

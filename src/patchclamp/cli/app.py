@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,8 +25,10 @@ from patchclamp.cli.terminal import (
 )
 from patchclamp.cli.tour import tour
 from patchclamp.errors import InputError, PatchclampError, SpecError
+from patchclamp.evidence.rank import rank
 
 DEBUG_VARIABLE = "PATCHCLAMP_DEBUG"
+FIRST_SPEAKS_SECONDS = 30.0
 FAILED, WRONG_INPUT, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 METHODS = "Methods"
@@ -46,6 +49,7 @@ def execute(tokens: Sequence[str]) -> int:
     except NoReaderError:
         return NO_READER
     except CycloptsError as error:
+        let_the_first_speak()
         complain(str(error))
         note(f"See {' '.join(['patchclamp', *(error.command_chain or ())])} --help.")
         return WRONG_INPUT
@@ -56,6 +60,8 @@ def execute(tokens: Sequence[str]) -> int:
 
 def _failed(error: Exception, tokens: Sequence[str]) -> int:
     """Say what went wrong in one line; whose fault it is decides the exit code."""
+    if isinstance(error, InputError):
+        let_the_first_speak()
     if DEBUG in tokens or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         traceback.print_exception(error)
     if isinstance(error, PatchclampError):
@@ -65,6 +71,13 @@ def _failed(error: Exception, tokens: Sequence[str]) -> int:
     complain(f"{type(error).__name__}{': ' if message else ''}{message[:500]}")
     note(f"That was not foreseen; {DEBUG} or {DEBUG_VARIABLE}=1 prints the traceback.")
     return FAILED
+
+
+def let_the_first_speak() -> None:
+    """What is wrong with the input is wrong in every process that torchrun started: the first says so, and torchrun
+    ends the others meanwhile. One that is still there speaks for itself."""
+    if rank():
+        time.sleep(FIRST_SPEAKS_SECONDS)
 
 
 def refuse_bytes(tokens: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from patchclamp.cli.terminal import (
 )
 from patchclamp.errors import FileError, RunError, SpecError
 from patchclamp.evidence.method import load_language_model
+from patchclamp.evidence.rank import local_rank, rank, world_size
 
 if TYPE_CHECKING:
     from patchclamp.evidence.method import Loader, Method, Spec
@@ -28,8 +29,13 @@ def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
     """Run `method` as the common options say and print the record.
 
     What is wrong with the options is said before the model is loaded, the record is stored before anything
-    else is written, and shown even if it cannot be stored, so that no finished run is lost."""
+    else is written, and shown even if it cannot be stored, so that no finished run is lost. Of several processes that
+    torchrun started the first one does all this; the others run, and say nothing."""
     check_places(options)
+    if rank():
+        with standard_output_kept_clean():
+            method.run(load_model(options, method.load), spec)
+        return
     with standard_output_kept_clean(), TerminalProgress() as progress:
         record = method.run(load_model(options, method.load), spec, progress)
         stored, failure = store(record, options)
@@ -50,7 +56,8 @@ def run_method(method: Method, spec: Spec, options: RunOptions) -> None:
 
 def load_model(options: RunOptions, load: Loader = load_language_model) -> Any:
     """The model the options name; which kind is `load`'s to say."""
-    place = {"device_map": "auto"} if options.device == "auto" else {"device": options.device}
+    own = f"cuda:{local_rank()}" if options.device == "cuda" and world_size() > 1 else options.device
+    place = {"device_map": "auto"} if own == "auto" else {"device": own}
     return load(options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code, **place)
 
 

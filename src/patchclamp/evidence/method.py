@@ -73,6 +73,7 @@ BUILT_IN = (
     "patchclamp.sae.find",
     "patchclamp.sae.steer",
     "patchclamp.sae.attribute",
+    "patchclamp.sae.plan",
     "patchclamp.sae.convert",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",

@@ -41,6 +41,13 @@ class Active:
         counts_B = active_BL.sum(1)
         return cls(active_BL.nonzero()[:, 1], counts_B.cumsum(0) - counts_B, active_BL.shape[1])
 
+    def only(self, keep_P: Tensor) -> "Active":
+        """Those of the pairs that a mask names."""
+        if bool(keep_P.all()):
+            return self
+        counts_B = torch.bincount(self.inputs[keep_P], minlength=len(self.starts))
+        return Active(self.latents[keep_P], counts_B.cumsum(0) - counts_B, self.n_latents)
+
     @cached_property
     def inputs(self) -> Tensor:
         """The input of each pair."""
@@ -125,7 +132,7 @@ class _Encoded(torch.autograd.Function):
         active: Active = ctx.active
         bias_L = active.total_by_latent(grad_P)
         # Σ grad · (x - shift) = Σ grad · x - (Σ grad) · shift
-        to_weight_LD = torch.addr(active.sum_by_latent(x_BD, grad_P), bias_L, shift_D, alpha=-1)
+        to_weight_LD = active.sum_by_latent(x_BD, grad_P).addr_(bias_L, shift_D, alpha=-1)
         return None, to_weight_LD, bias_L, -(bias_L @ weight_LD), None, None
 
 

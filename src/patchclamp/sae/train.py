@@ -6,6 +6,7 @@ Codes are sparse, and so is the work on them: a step costs one dense product, th
 (`codes.py`). Several autoencoders, of other k or λ, learn from one stream of batches.
 """
 
+import math
 import resource
 import sys
 from pathlib import Path
@@ -16,15 +17,17 @@ from pydantic import Field, model_validator
 
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.cli_hints import CommaList
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, Silent, method
 from patchclamp.forward import Model, Site
 from patchclamp.forward.autoencoder import FILE, Architecture, Autoencoder, AutoencoderInfo
 from patchclamp.sae.batches import Batches
 from patchclamp.sae.harvest import TextSpec, planned
-from patchclamp.sae.learner import Learner, Recipe, Scaling
+from patchclamp.sae.learner import Learner
+from patchclamp.sae.parameters import Recipe, Scaling
 from patchclamp.sae.quality import Quality, quality
+from patchclamp.sae.ranks import Ranks
 from patchclamp.sae.store import ActivationStore, Stream
-from patchclamp.sae.training import CHECKPOINT, Schedule, Training, read_log, refuse_other
+from patchclamp.sae.training import Schedule, Training, read_log, refuse_other
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
@@ -91,6 +94,10 @@ class TrainSpec(TextSpec):
     """Share of the shards that are not trained on, at least one; 0 for none."""
     checkpoint_seconds: float = Field(60, ge=0)
     """How much work an interruption may cost at most, in seconds."""
+    data_parallel: int = Field(1, ge=1)
+    """Under torchrun: shares a batch is divided into. The latents are divided among the processes of each."""
+    patience: float = Field(600, gt=0)
+    """Under torchrun: seconds without an answer after which another process counts as dead and training ends."""
     tensorboard: bool = False
     """Write the log for TensorBoard, too (needs the tensorboard package)."""
 
@@ -146,6 +153,9 @@ class TrainResult(Result):
     mixing: int
     """Rows a row was mixed with."""
     threads: int
+    """Of each process."""
+    processes: int = 1
+    """Under torchrun: how many trained together. Only the first has the autoencoders."""
     autoencoders: list[Trained]
 
     def table(self) -> "pandas.DataFrame":
@@ -171,24 +181,30 @@ def train_autoencoder(model: Model, spec: TrainSpec, progress: Progress) -> Outc
 
     Training claims nothing, so there is no verdict.
     """
+    with Ranks.joined(spec.data_parallel, model.device, spec.patience) as ranks:
+        return _trained(model, spec, progress if ranks.is_first else Silent(), ranks), None
+
+
+def _trained(model: Model, spec: TrainSpec, progress: Progress, ranks: Ranks) -> TrainResult:
+    ranks.check(spec.latents, spec.batch)
     folder = Path(spec.out)
     source = _source(model, spec, folder)
     sites = _sites(source, spec)
     shards, held_out = _split(len(source.counts), spec.held_out)
     batches = Batches({n: source.counts[n] for n in shards}, spec.batch, spec.buffer, spec.seed)
-    run = _Run(model, spec, folder, source, sites, batches, held_out)
-    made = run.finished() or run.train(progress)
-    rows = [source.reader(sites)(n) for n in held_out]
+    run = _Run(model, spec, folder, source, sites, batches, held_out, ranks)
+    seconds, made = run.finished() or run.train(progress)
+    rows = [source.reader(sites)(n) for n in held_out] if made else []
     tokens = run.steps * spec.batch
     return TrainResult(
         path=str(folder), steps=run.steps, tokens=tokens, passes=run.steps / batches.a_pass,
-        tokens_per_second=tokens / made[0].info.settings["seconds"], peak_memory_mb=peak_memory(),
-        mixing=batches.mixing(), threads=torch.get_num_threads(),
+        tokens_per_second=tokens / seconds, peak_memory_mb=peak_memory(), mixing=batches.mixing(),
+        threads=torch.get_num_threads(), processes=ranks.latents * ranks.data,
         autoencoders=[Trained(
             name=one.info.name, path=str(run.place(one.info.name)), k=one.info.k, l1=one.info.settings["l1"],
             held_out=quality(one, rows) if rows else None, **run.curve(one.info.name),
         ) for one in made],
-    ), None
+    )
 
 
 class _Run:
@@ -196,17 +212,18 @@ class _Run:
 
     def __init__(
         self, model: Model, spec: TrainSpec, folder: Path, source: "ActivationStore | Stream", sites: tuple[str, ...],
-        batches: Batches, held_out: tuple[int, ...],
+        batches: Batches, held_out: tuple[int, ...], ranks: Ranks,
     ) -> None:
         self.model, self.spec, self.folder, self.source = model, spec, folder, source
-        self.sites, self.batches, self.held_out = sites, batches, held_out
+        self.sites, self.batches, self.held_out, self.ranks = sites, batches, held_out, ranks
         self.steps = spec.steps or batches.a_pass
         kinds = spec.k if spec.architecture in BY_RANK else spec.l1
         letter = "k" if spec.architecture in BY_RANK else "l"
         self.variants = {folder.name if len(kinds) == 1 else f"{letter}{value:g}": value for value in kinds}
         """k or λ by name."""
         # what may change between two runs of one training: nothing but these
-        fields = spec.model_dump(exclude={"out", "checkpoint_seconds", "tensorboard", "store", "corpus", "windows"})
+        fields = spec.model_dump(exclude={"out", "checkpoint_seconds", "tensorboard", "store", "corpus", "windows",
+                                          "data_parallel", "patience"})
         self.identity = {**fields, "k": list(spec.k), "l1": list(spec.l1), "prefixes": list(spec.prefixes),
                          "store": source.manifest.identity}
 
@@ -214,34 +231,39 @@ class _Run:
         """The folder of one of the autoencoders."""
         return self.folder if len(self.variants) == 1 else self.folder / name
 
-    def finished(self) -> list[Autoencoder]:
-        """The autoencoders, if they are there. SpecError if they were trained otherwise."""
-        if not all((self.place(name) / FILE).is_file() for name in self.variants):
-            return []
+    def finished(self) -> tuple[float, list[Autoencoder]] | None:
+        """Seconds of training and the autoencoders, if they are there, for the first process. SpecError if they were
+        trained otherwise."""
+        if not self.ranks.first_says(all((self.place(name) / FILE).is_file() for name in self.variants)):
+            return None
+        if not self.ranks.is_first:
+            return math.nan, []
         found = [Autoencoder.load(self.place(name)) for name in self.variants]
         for one in found:
             refuse_other(one.info.settings.get("identity", {}), self.identity, self.folder)
-        return found
+        return found[0].info.settings["seconds"], found
 
-    def train(self, progress: Progress) -> list[Autoencoder]:
-        """Train from the start or the checkpoint, and save."""
+    def train(self, progress: Progress) -> tuple[float, list[Autoencoder]]:
+        """Train from the start or the checkpoint, and save: seconds, and in the first process the autoencoders."""
         spec = self.spec
         read = self.source.reader(self.sites)
         scaling = Scaling.of(tuple(rows[:SCALED_ON] for rows in read(min(self.batches.counts))))
-        learners = [(name, Learner(self._recipe(value, len(scaling.mean)), scaling, len(self.sites) == 1))
+        learners = [(name, Learner(self._recipe(value, len(scaling.mean)), scaling, len(self.sites) == 1, self.ranks))
                     for name, value in self.variants.items()]
         schedule = Schedule(self.steps, spec.warm_up, spec.decay)
-        training = Training(learners, self.batches, schedule, self.folder, self.identity)
+        training = Training(learners, self.batches, schedule, self.folder, self.identity, self.ranks)
         training.resume()
-        board = _board(self.folder) if spec.tensorboard else None
+        board = _board(self.folder) if spec.tensorboard and self.ranks.is_first else None
         training.run(read, spec.checkpoint_seconds, progress, board)
         if board is not None:
             board.close()
-        made = [Autoencoder(self._info(name, training.seconds), learner.folded()) for name, learner in learners]
-        for one in made:
-            one.save(self.place(one.info.name))
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        return made
+        made = []
+        for name, learner in learners:
+            if (tensors := learner.whole()) is not None:
+                made.append(Autoencoder(self._info(name, training.seconds), tensors))
+                made[-1].save(self.place(name))
+        training.checkpoints.remove()
+        return training.seconds, made
 
     def _recipe(self, value: float, width: int) -> Recipe:
         spec = self.spec

@@ -1,30 +1,34 @@
 """The loop of a training: several autoencoders on one stream of batches, a log, and checkpoints.
 
-    log.jsonl                one line a logged step and autoencoder
-    checkpoint.safetensors   weights, Adam's moments, idle counts; the step in its metadata. Gone when training is done
+    log.jsonl      one line a logged step and autoencoder
+    checkpoint/    weights, Adam's moments, idle counts (`checkpoints.py`). Gone when training is done
 
 What a step does depends on its number and the state alone, so that a run taken up again is the uninterrupted run, bit
-for bit on the same machine and number of threads.
+for bit on the same machine and number of threads. Of several processes the first writes; all must be there.
 """
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchclamp.errors import FileError, RunError, SpecError, StoreError
+from torch import Tensor
+
+from patchclamp.errors import RunError, SpecError, StoreError
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.record import write_whole
-from patchclamp.model.tensors import read_tensors, write_tensors
 from patchclamp.sae.batches import Batches, Read, Rows
-from patchclamp.sae.learner import Learner, Step
+from patchclamp.sae.checkpoints import Checkpoints
+from patchclamp.sae.learner import ALONE, Learner, Step
+from patchclamp.sae.ranks import RankLost, Ranks
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
-STATE = "patchclamp.training"
+LOG = "log.jsonl"
 POINTS = 400
 """Steps that are logged, at most, besides the last."""
 
@@ -55,23 +59,42 @@ class Training:
 
     def __init__(
         self, learners: Sequence[tuple[str, Learner]], batches: Batches, schedule: Schedule, folder: Path,
-        identity: dict[str, Any],
+        identity: dict[str, Any], ranks: Ranks = ALONE,
     ) -> None:
         self.learners, self.batches, self.schedule = list(learners), batches, schedule
-        self.folder, self.identity = folder, identity
+        self.folder, self.identity, self.ranks = folder, identity, ranks
+        self.checkpoints = Checkpoints(folder, ranks)
         self.step = 0
         self.seconds = 0.0
         """Spent in steps so far, reading and resumed parts included."""
 
     def run(self, read: Read, checkpoint_seconds: float, progress: Progress, board: Any = None) -> None:
-        """All steps that are left. Raises RunError if a loss is no number, and as `read`."""
+        """All steps that are left. Raises RunError if a loss is no number or a process is lost, and as `read`."""
+        try:
+            with told_to_stop(self.ranks):
+                self._run(read, checkpoint_seconds, progress, board)
+        except RankLost as error:
+            raise RunError(f"a process died or fell silent at step {self.step + 1} of {self.schedule.steps}; "
+                           f"{self._left()} ({error.said})") from error
+
+    def _left(self) -> str:
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return "there is no checkpoint yet: the same command begins anew"
+        return (f"the checkpoint of step {newest} goes on: run the same command, with as many processes as you "
+                "like")
+
+    def _run(self, read: Read, checkpoint_seconds: float, progress: Progress, board: Any) -> None:
         saved = started = time.monotonic()
         before = self.seconds
+        own = self.batches.batch // self.ranks.data
+        part = slice(self.ranks.datum * own, (self.ranks.datum + 1) * own)
         steps = self.batches.run(read, self.step, self.schedule.steps)
         for rows in progress.track(steps, "training", self.schedule.steps - self.step):
-            self._take(rows, board)
+            self._take(tuple(values[part] for values in rows), board)
             self.seconds = before + time.monotonic() - started
-            if time.monotonic() - saved >= checkpoint_seconds and self.step < self.schedule.steps:
+            due = time.monotonic() - saved >= checkpoint_seconds and self.step < self.schedule.steps
+            if self.ranks.first_says(due):
                 self.save()
                 saved = time.monotonic()
 
@@ -84,7 +107,7 @@ class Training:
             if not math.isfinite(seen.loss):
                 raise RunError(f"the loss of {name} is not a number at step {self.step + 1} of {self.schedule.steps}; "
                                f"lower learning_rate ({learner.recipe.learning_rate:g})")
-            if is_logged:
+            if is_logged and self.ranks.is_first:
                 self._log(name, seen, rate, board)
         self.step += 1
 
@@ -108,32 +131,48 @@ class Training:
 
     # Checkpoints
 
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f"{number}.{name}": tensor for number, (_, learner) in enumerate(self.learners)
+                for name, tensor in learner.state().items()}
+
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        tensors = {f"{number}.{name}": tensor.contiguous() for number, (_, learner) in enumerate(self.learners)
-                   for name, tensor in learner.state().items()}
-        state = {"identity": self.identity, "step": self.step, "seconds": self.seconds}
-        write_tensors(self.folder / CHECKPOINT, tensors, {STATE: json.dumps(state)})
+        self.checkpoints.save(self.step, self._tensors(),
+                              {"identity": self.identity, "step": self.step, "seconds": self.seconds})
 
     def resume(self) -> None:
         """Take up the folder's checkpoint, if there is one. SpecError, saying what differs, if it is of another
         training; FileError if it cannot be read."""
-        path = self.folder / CHECKPOINT
-        if not path.is_file():
-            self._cut_log()
-            return
-        tensors, metadata = read_tensors(path)
-        try:
-            state = json.loads(metadata[STATE])
+        newest = self.checkpoints.newest()
+        step = self.ranks.first_says(-1 if newest is None else newest)
+        if step >= 0:
+            place = self.checkpoints.at(step)
+            state = self.checkpoints.state(place)
             refuse_other(state["identity"], self.identity, self.folder)
-            for number, (_, learner) in enumerate(self.learners):
-                prefix = f"{number}."
-                learner.restore({name.removeprefix(prefix): tensor for name, tensor in tensors.items()
-                                 if name.startswith(prefix)})
+            self.checkpoints.read(place, self._tensors())
             self.step, self.seconds = state["step"], state["seconds"]
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise FileError(f"{path} is no checkpoint of this training ({error}); delete it to begin anew") from error
-        self._cut_log()
+        if self.ranks.is_first:
+            self._cut_log()
+
+
+@contextmanager
+def told_to_stop(ranks: Ranks) -> Iterator[None]:
+    """Inside, of several processes, the signal by which torchrun ends those that are left raises RankLost: it comes
+    when another died, and there is something to say."""
+    if not ranks.is_many or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise RankLost("torchrun ended this process")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
 
 
 def read_log(folder: Path) -> Iterator[dict[str, Any]]:
