@@ -75,3 +75,13 @@ def test_it_is_the_quotient_of_the_definition(rows):
 
 def test_rows_that_never_vary_leave_nothing_to_explain():
     assert fvu(torch.ones(5, D), torch.ones(5, D)) == 1.0
+
+
+def test_a_row_far_out_counts_as_one_row(rows):
+    """One row a thousand times as far out as the others is nearly all of FVU, and one row in as many by row."""
+    far, out = rows.clone(), rows.clone()
+    far[7] = rows.mean(0) + 1000 * (rows[7] - rows.mean(0))
+    tally = Tally(L, centre_O=rows.mean(0))
+    tally.add(far, out, torch.zeros(L, dtype=torch.long))
+    assert tally.quality().fvu > 0.9
+    assert tally.fvu_by_row(0).mean == pytest.approx(1 / N, rel=0.02)

@@ -21,7 +21,7 @@ class SidesSpec(Spec):
     """Which prompts to tell apart."""
 
     source: Annotated[str, Positional(), AfterValidator(lambda n: n if n in behaviour_names() else absolute(n))]
-    """A labelled file (rows with text and label), the file of the prompts on which the neuron should be active, or a
+    """A labelled file (rows with text and label), the file of the prompts on which the unit should be active, or a
     shipped behaviour (refusal, sentiment, french, …)."""
     plain: Annotated[DataFile | None, Positional()] = None
     """The file of the other prompts, if the first one holds those of one side."""
@@ -51,7 +51,7 @@ def read_sides(model: Model, spec: SidesSpec) -> Sides:
         behaviour = read_behaviour(spec.source)
         label, format = behaviour.name, spec.format if spec.format != "auto" else behaviour.format
         if behaviour.train.pairs:
-            raise SpecError(f"{spec.source} holds pairs of answers; neurons are found on two sides of prompts")
+            raise SpecError(f"{spec.source} holds pairs of answers; they are told apart on two sides of prompts")
         showing, plain = behaviour.train.showing, behaviour.train.plain
     else:
         label, showing, plain = _labelled(spec)

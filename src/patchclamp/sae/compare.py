@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from patchclamp.corpus.found import KEPT, Scanned
+from patchclamp.corpus.found import KEPT, Found, Scanned
 from patchclamp.corpus.pack import Ids
 from patchclamp.corpus.rules import learn
 from patchclamp.corpus.scoring import Answers, active_from, answers, trial
@@ -154,7 +154,8 @@ def compare(model: Model, spec: CompareSpec, progress: Progress) -> Outcome:
     places[neurons] = sorted(generator.permutation(model.n_neurons(layer))[: spec.sampled].tolist())
     found = Scanned(model, {site: units for site, units in places.items() if units}, spec.store, progress, kept=KEPT,
                     seed=spec.seed, windows=_windows(spec))
-    explained = {site: _explained(model, site, units, found, spec.seed, progress) for site, units in places.items()}
+    explained = {site: explained_units(model, site, units, found, spec.seed, progress)
+                 for site, units in places.items()}
     concepts, hits = _concepts(model, whole, spec, progress) if spec.labelled else ([], {})
     dictionaries = [_one(model, site, tally, explained[site], hits.get(str(site)), spec)
                     for site, tally in zip(whole, tallies, strict=True)]
@@ -187,8 +188,8 @@ def _windows(spec: CompareSpec) -> list[Ids]:
     return window_ids(store.folder, sorted(store.manifest.order[:wanted]))
 
 
-def _explained(
-    model: Model, site: Site, units: Sequence[int], found: Scanned, seed: int, progress: Progress
+def explained_units(
+    model: Model, site: Site, units: Sequence[int], found: Found, seed: int, progress: Progress
 ) -> list[Answers]:
     """What each unit's rule says of the windows it was not made from; units with too few windows are left out."""
     out = []
@@ -207,7 +208,7 @@ def _explained(
     return out
 
 
-def _texts(model: Model, site: Site, found: Scanned, half: str, seed: int) -> UnitTexts:
+def _texts(model: Model, site: Site, found: Found, half: str, seed: int) -> UnitTexts:
     return texts_of(model, site, found, half, top=KEPT, tenth=1, random_windows=KEPT, seed=seed)  # type: ignore[arg-type]
 
 
@@ -220,7 +221,7 @@ def _one(
         name=info.name, architecture=info.architecture, latents=len(tally.counts_L), l1=info.settings.get("l1"),
         k=info.k, quality=tally.quality(), often=int((tally.counts_L >= OFTEN).sum()), explained=len(explained),
         accuracy=mean_if_any(_accuracies(explained), spec.seed),
-        simulation=mean_if_any(_simulated(explained), spec.seed), concepts=hits[0] if hits else None,
+        simulation=mean_if_any(simulated(explained), spec.seed), concepts=hits[0] if hits else None,
         concepts_shuffled=hits[1] if hits else None,
     )
 
@@ -230,14 +231,15 @@ def _neurons(model: Model, layer: int, explained: Sequence[Answers], spec: Compa
         name=NEURONS, architecture=None, latents=model.n_neurons(layer), l1=None, k=None, quality=None,
         often=model.n_neurons(layer), explained=len(explained), concepts=None, concepts_shuffled=None,
         accuracy=mean_if_any(_accuracies(explained), spec.seed),
-        simulation=mean_if_any(_simulated(explained), spec.seed))
+        simulation=mean_if_any(simulated(explained), spec.seed))
 
 
 def _accuracies(explained: Sequence[Answers]) -> list[float]:
     return [float(one.correct.mean()) for one in explained]
 
 
-def _simulated(explained: Sequence[Answers]) -> list[float]:
+def simulated(explained: Sequence[Answers]) -> list[float]:
+    """Of each unit the correlation of expected and actual activation over the tokens of all its held-out windows."""
     found = []
     for one in explained:
         expected, actual = (np.concatenate(parts) for parts in zip(*one.simulated, strict=True))
@@ -312,7 +314,7 @@ def _best(
 
 
 def _on_meaning(result: ComparedResult, explained: Sequence[Sequence[Answers]], spec: CompareSpec) -> Verdict | None:
-    by_name = {one.name: (one, _simulated(some)) for one, some in zip(result.dictionaries, explained, strict=True)}
+    by_name = {one.name: (one, simulated(some)) for one, some in zip(result.dictionaries, explained, strict=True)}
     learned = [one for one in result.dictionaries if one.quality]
     sparsest = min(learned, key=lambda one: one.quality.l0 if one.quality else 0.0)
     other = max(learned, key=lambda one: one.quality.l0 if one.quality else 0.0).name if len(learned) > 1 else NEURONS

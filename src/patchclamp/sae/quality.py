@@ -34,15 +34,21 @@ class Quality(Part):
 
 
 class Tally:
-    """Sums over rows, of one width and one number of latents. `windows`: those the rows are of, sorted."""
+    """Sums over rows, of one width and one number of latents. `windows`: those the rows are of, sorted; `centre_O`:
+    what single rows' distances are taken from."""
 
-    def __init__(self, n_latents: int, windows: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self, n_latents: int, windows: Sequence[int] = (0,), centre_O: Tensor | float = 0.0
+    ) -> None:
         self.counts_L = torch.zeros(n_latents, dtype=torch.int64)
         """Rows each latent is active for."""
         self._windows = torch.tensor(windows)
         self.rows_W = torch.zeros(len(windows), dtype=torch.float64)
         self.error_W = torch.zeros(len(windows), dtype=torch.float64)
         self._square_W = torch.zeros(len(windows), dtype=torch.float64)
+        self.ratio_W = torch.zeros(len(windows), dtype=torch.float64)
+        """Σ ‖e‖² / ‖y - centre‖² of each window's rows."""
+        self._centre_O = centre_O
         self._total_WO: Tensor | None = None
 
     def add(self, y_NO: Tensor, out_NO: Tensor, counts_L: Tensor, windows_N: Tensor | None = None) -> None:
@@ -53,7 +59,10 @@ class Tally:
         if self._total_WO is None:
             self._total_WO = torch.zeros(len(self._windows), y_NO.shape[1], dtype=torch.float64)
         self.rows_W += torch.bincount(at_N, minlength=len(self._windows))
-        self.error_W.index_add_(0, at_N, (y_NO - out_NO.double()).square().sum(1))
+        error_N = (y_NO - out_NO.double()).square().sum(1)
+        self.error_W.index_add_(0, at_N, error_N)
+        far_N = (y_NO - self._centre_O).square().sum(1)
+        self.ratio_W.index_add_(0, at_N, error_N / far_N.clamp(min=1e-30))
         self._square_W.index_add_(0, at_N, y_NO.square().sum(1))
         self._total_WO.index_add_(0, at_N, y_NO)
         self.counts_L += counts_L
@@ -73,6 +82,10 @@ class Tally:
             rows=rows, fvu=float(self.error_W.sum()) / variance if variance > 0 else 1.0,
             l0=float(self.counts_L.sum()) / max(1, rows), dead=float((self.counts_L == 0).double().mean()),
         )
+
+    def fvu_by_row(self, seed: int) -> Interval:
+        """Mean over rows of ‖e‖² / ‖y - centre‖², with its interval over windows."""
+        return bootstrap_ratio(self.ratio_W, self.rows_W, seed)
 
     def fvu(self, seed: int) -> Interval:
         """FVU with its interval over windows."""

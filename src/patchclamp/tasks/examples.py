@@ -7,10 +7,13 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
     antonym, capitalize, first-of-three, present-past, singular-plural   task rows: `hot` -> `cold`, …
     behaviour-…   behaviours, which commands take by their bare names: refusal, flattery, truth, …
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
+    code-errors   labelled rows: short Python programs, `runs` and `fails`
     country-capital   a relation: the same facts as subjects and objects
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs
     openings    prompts: beginnings of texts about anything, `Once upon a time there was`
+    speaker     labelled rows: sentences in which an `ai` or a `person` speaks of itself
+    topics      labelled rows: sentences about twenty topics, `We spoke about the piano …`: music
     two-hop     two-hop rows: `The capital of the country where the Eiffel Tower is located is the city of` -> ` Paris`
     words       word rows: concepts in English, French, German, Spanish, Chinese, Russian, Japanese
 """

@@ -3,37 +3,18 @@ find out by itself first (which neuron to look at), which it does on other data 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from patchclamp.tour.dictionary import DICTIONARY
+from patchclamp.tour.stop import DIGITS, GEMMA, SMOLLM2, Fields, Stop
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from patchclamp.evidence.method import Progress
     from patchclamp.forward import Model
-
-GEMMA, SMOLLM2, DIGITS = "gemma-3-270m", "smollm2-135m-instruct", "digits-vision"
-
-Fields = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Stop:
-    """One section of the report: a question, and the run that answers it."""
-
-    heading: str
-    question: str
-    """What the reader should ask before looking at the chart."""
-    model: str
-    """An embedded model, or the folder beside the report that `prepare` makes."""
-    method: str
-    fields: Fields | Callable[[Model, Progress, Path], Fields]
-    """The method's fields, or a function of the model and the report's folder that finds them out on data the report
-    does not use."""
-    prepare: Callable[[Path, Progress], None] | None = None
-    """Makes the stop's own model in the report's folder, where no embedded one can be asked."""
-
 
 def plural_neurons(model: Model, progress: Progress, n: int) -> list[str]:
     """The neurons that decide most, by estimate, between `books` and `book` on the validation sentences."""
@@ -259,6 +240,7 @@ STOPS: tuple[Stop, ...] = (
         "'Poland': does it say Warsaw?",
         GEMMA, "vectors.compose", {"file": "example:country-capital", "by": "mlp", "limit": 40, "prompts": 40},
     ),
+    *DICTIONARY,
     Stop(
         "Which blocks does one answer need?",
         "John and Mary went to the park, John gave a drink to … whom? Each of the 30 attention and 30 MLP blocks is "
