@@ -9,12 +9,13 @@ from patchclamp.errors import InputError
 from patchclamp.evidence.method import Silent, get_method
 from patchclamp.tasks import ChoiceRow, read_rows
 from patchclamp.tour import STOPS, take
-from patchclamp.tour.documentation import write_documentation
+from patchclamp.tour.dictionary import DICTIONARY
+from patchclamp.tour.documentation import write_docstrings, write_documentation
 from patchclamp.tour.stops import plural_neurons
 
 MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.explain", "neurons.ablate",
            "neurons.attribute", "neurons.repair")
-QUICK = [stop for stop in STOPS if stop.method not in MINUTES]
+QUICK = [stop for stop in STOPS if stop.method not in MINUTES and stop not in DICTIONARY]
 """The others ask the same methods as other tests do, of as many prompts as there are."""
 
 
@@ -34,11 +35,38 @@ def test_the_documentation_is_prose_enough_to_look_for_neurons_in(tmp_path):
     assert len(text) > 200_000 and "::=" not in text.partition("Assert statements")[2]
 
 
-@pytest.mark.parametrize("stop", [s for s in STOPS if s.method not in CHOSEN], ids=lambda s: s.heading)
+@pytest.mark.parametrize("stop", [s for s in STOPS if s.method not in CHOSEN and s not in DICTIONARY],
+                         ids=lambda s: s.heading)
 def test_every_stop_is_a_valid_question(stop, tmp_path):
     (tmp_path / "refusal.safetensors").touch()
     fields = stop.fields(None, Silent(), tmp_path) if callable(stop.fields) else stop.fields
     get_method(stop.method).make_spec(**fields)
+
+
+def test_docstrings_are_texts_in_an_order_that_depends_on_nothing(tmp_path):
+    first, second = (write_docstrings(tmp_path / name, 100_000).read_text() for name in "ab")
+    texts = [json.loads(line)["text"] for line in first.splitlines()]
+    assert first == second and len(texts) == len(set(texts)) and sum(map(len, texts)) >= 100_000
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_the_dictionarys_stops_run_with_a_small_one(tmp_path, monkeypatch):
+    """The whole of them, on a thousandth of the work: what they need of one another is there."""
+    from patchclamp.tour import dictionary
+
+    small = {"CHARACTERS": 120_000, "TOKENS": 20_000, "STEPS": 12, "LATENTS": 256, "FEW": 64, "MANY": 256, "TRIED": 12}
+    for name, value in small.items():
+        monkeypatch.setattr(dictionary, name, value)
+    taken = []
+    for stop in DICTIONARY:
+        if stop.method == "sae.steer" and any(s.method == "sae.steer" for s in taken):
+            continue  # one is enough: the others differ in prompts and words
+        taken.append(stop)
+    take(tmp_path, Silent(), lambda _: None, taken)
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "records").iterdir())]
+    assert [record["method"] for record in records] == [stop.method for stop in taken]
+    assert all(record["verdict"] for record in records if record["method"] not in ("sae.train",))
 
 
 def test_neurons_are_chosen_on_sentences_the_report_does_not_use():

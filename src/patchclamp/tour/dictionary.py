@@ -41,17 +41,21 @@ def _out(folder: Path, name: str) -> str:
     return str(folder / "sae" / name)
 
 
-def training(name: str, **more: Any) -> Callable[[Model, Progress, Path], Fields]:
+def training(model: Model, progress: Progress, folder: Path, name: str, **more: Any) -> Fields:
     """Fields that train on the store."""
-    return lambda model, progress, folder: {
-        "store": store(model, progress, folder), "out": _out(folder, name), "steps": STEPS, **more}
+    return {"store": store(model, progress, folder), "out": _out(folder, name), "steps": STEPS, "held_out": 0.1, **more}
+
+
+def learning(model: Model, progress: Progress, folder: Path) -> Fields:
+    """Fields that train the tour's dictionary."""
+    return training(model, progress, folder, "dictionary", latents=LATENTS)
 
 
 def trained(model: Model, progress: Progress, folder: Path, name: str, **more: Any) -> str:
     """The folder of an autoencoder, trained if it is not there."""
     from patchclamp.sae.train import train_autoencoder
 
-    train_autoencoder(model, progress=progress, **training(name, **more)(model, progress, folder))
+    train_autoencoder(model, progress=progress, **training(model, progress, folder, name, **more))
     return _out(folder, name)
 
 
@@ -185,7 +189,7 @@ DICTIONARY: tuple[Stop, ...] = (
         "Can a layer's state be written as a sum of few directions, h = Σ aᵢvᵢ + e? 4,096 directions are learned here "
         "and now, from the state after block 15 in some hundred thousand tokens of documentation, 32 of them for each "
         "token.",
-        SMOLLM2, "sae.train", training("dictionary", latents=LATENTS),
+        SMOLLM2, "sae.train", learning,
     ),
     Stop(
         "Is it any good?",
