@@ -2,7 +2,7 @@
 
 Of B inputs and L latents k are active each; k is 32 where L is 9,216. Decoding and all gradients are sums over the
 active pairs alone: B·k·D multiplications in place of B·L·D, four times a step. What stays dense is one product, the
-encoder's, without which nobody knows which latents are active.
+encoder's, without which nobody knows which latents are active (`screened.py` makes most of it in bfloat16).
 
 Shape suffixes: B inputs, D width, L latents, P active pairs, in the order of inputs.
 """
@@ -125,7 +125,7 @@ class _Encoded(torch.autograd.Function):
         active: Active = ctx.active
         bias_L = active.total_by_latent(grad_P)
         # Σ grad · (x - shift) = Σ grad · x - (Σ grad) · shift
-        to_weight_LD = torch.addr(active.sum_by_latent(x_BD, grad_P), bias_L, shift_D, alpha=-1)
+        to_weight_LD = active.sum_by_latent(x_BD, grad_P).addr_(bias_L, shift_D, alpha=-1)
         return None, to_weight_LD, bias_L, -(bias_L @ weight_LD), None, None
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from patchclamp.forward.autoencoder import Architecture
 from patchclamp.forward.codes import Active, decode, encode_at, select_batch_top, select_top, select_where
+from patchclamp.forward.screened import batch_top_of_product, is_worthwhile, top_of_product
 from patchclamp.sae.batches import Rows
 
 DENSE = 0.08
@@ -169,7 +170,7 @@ class Learner:
         if self.recipe.architecture == "topk":
             pre_P, active = self._top(x_BD, k)
         else:
-            pre_P, active = select_batch_top(self._pre(x_BD), k * len(x_BD))
+            pre_P, active = self._batch_top(x_BD, k * len(x_BD))
             self._remember_threshold(pre_P)
         values_P = torch.relu(self._known(active, pre_P, x_BD))
         base_BO = self._base(x_BD)
@@ -267,11 +268,19 @@ class Learner:
     def _top(self, x_BD: Tensor, k: int) -> tuple[Tensor, Active]:
         """The k greatest of each input, a part of the batch at a time."""
         bias_L, parts = self._bias(), []
+        if is_worthwhile(self.parameters["W_enc"], k):
+            return top_of_product(x_BD, self.parameters["W_enc"], bias_L, k)
         for some_BD in x_BD.split(AT_ONCE):
             pre_BL = torch.addmm(bias_L, some_BD, self.parameters["W_enc"].T, out=self._room(len(some_BD)))
             parts.append(pre_BL.topk(k, 1, sorted=False))
         values_BK, latents_BK = (torch.cat(part) for part in zip(*parts, strict=True))
         return values_BK.reshape(-1), Active.top(latents_BK, self.recipe.latents)
+
+    def _batch_top(self, x_BD: Tensor, count: int) -> tuple[Tensor, Active]:
+        """The `count` greatest of the batch."""
+        if is_worthwhile(self.parameters["W_enc"], count // len(x_BD)):
+            return batch_top_of_product(x_BD, self.parameters["W_enc"], self._bias(), count)
+        return select_batch_top(self._pre(x_BD), count)
 
     def _room(self, n: int) -> Tensor:
         if len(self._room_BL) < n:
