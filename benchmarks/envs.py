@@ -33,6 +33,8 @@ class Peer:
     worker: str
     beside: tuple[str, ...] = (TRANSFORMERS,)
     """What is installed with it and held still, besides torch."""
+    without: tuple[str, ...] = ()
+    """What is taken out again: PyPI's torchvision does not load beside torch's CPU build, and nothing here needs it."""
 
     @property
     def folder(self) -> Path:
@@ -70,6 +72,8 @@ def make(peer: Peer) -> None:
     pip = [str(peer.python), "-m", "pip"]
     subprocess.run([*pip, "install", TORCH], check=True)
     subprocess.run([*pip, "install", *peer.beside, peer.requirement, "-c", str(constraints)], check=True)
+    for package in peer.without:
+        subprocess.run([*pip, "uninstall", "-y", package], check=True)
     frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout
     peer.resolved.write_text(frozen)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.envs import PEERS, ensure
+from benchmarks.envs import PEERS, Peer, ensure
 from benchmarks.tasks import OURS, REFERENCE, Task, request_of
 
 SCRIPTS = Path(__file__).resolve().parent / "workers"
@@ -29,14 +29,13 @@ SLOW_SECONDS, SLOW_ROUNDS = 20.0, 3
 class Running:
     """A worker process: one JSON line in, one JSON line out."""
 
-    def __init__(self, worker: str, log: Path) -> None:
-        peer = PEERS.get(worker)
+    def __init__(self, peer: Peer | None, script: str, log: Path, *arguments: str) -> None:
+        """`script` of the folder of workers, in the peer's environment or, without one, in this one."""
         python = str(ensure(peer)) if peer else sys.executable
-        script = SCRIPTS / (peer.worker if peer else OWN_SCRIPTS[worker])
         self.log = log
         with log.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, str(script)],
+                [python, str(SCRIPTS / script), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -70,7 +69,8 @@ class Running:
 @contextmanager
 def running(worker: str, logs: Path) -> Iterator[Running]:
     """A worker that is ended with the block."""
-    started = Running(worker, logs / f"{worker}.log")
+    peer = PEERS.get(worker)
+    started = Running(peer, peer.worker if peer else OWN_SCRIPTS[worker], logs / f"{worker}.log")
     try:
         yield started
     finally:

@@ -82,12 +82,15 @@ def plain_loss(made, x_BD, y_BO):
     return ((y_BO - base - codes @ p["W_dec"]).square().sum() + penalty) / y_BO.numel()
 
 
-@pytest.mark.parametrize("case", [*KINDS, "relu folded", "relu dense", "transcoder", "skip"])
+@pytest.mark.parametrize("case", [
+    *KINDS, "relu folded", "relu dense", "transcoder", "skip", "topk screened", "batchtopk screened",
+    "matryoshka screened"])
 def test_loss_and_gradients_are_the_plain_ones(case, monkeypatch):
     kind = case.split()[0] if case.split()[0] in KINDS else "topk"
     tied = kind == case.split()[0]
     made = learner(kind, tied, unit_norm="folded" not in case, skip=case == "skip")
     monkeypatch.setattr("patchclamp.sae.losses.DENSE", 0.0 if "dense" in case else 1.0)
+    monkeypatch.setattr("patchclamp.sae.losses.is_worthwhile", lambda *_: "screened" in case)
     x_BD = (rows(B, 7) - made.scaling.mean) * made.scaling.scale
     y_BO = x_BD if tied else (rows(B, 8, OUT) - made.scaling.mean_out) * made.scaling.scale_out
 

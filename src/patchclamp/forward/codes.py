@@ -2,7 +2,7 @@
 
 Of B inputs and L latents k are active each; k is 32 where L is 9,216. Decoding and all gradients are sums over the
 active pairs alone: B·k·D multiplications in place of B·L·D, four times a step. What stays dense is one product, the
-encoder's, without which nobody knows which latents are active.
+encoder's, without which nobody knows which latents are active (`screened.py` makes most of it in bfloat16).
 
 Shape suffixes: B inputs, D width, L latents, P active pairs, in the order of inputs.
 """

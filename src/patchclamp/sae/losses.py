@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.forward.codes import Active, decode, encode_at, select_batch_top, select_where
+from patchclamp.forward.screened import batch_top_of_product, is_worthwhile, top_of_product
 from patchclamp.sae.parameters import Recipe
 from patchclamp.sae.ranks import Ranks, greatest
 
@@ -147,7 +148,11 @@ class Losses:
     @torch.no_grad()
     def _top(self, x_BD: Tensor, k: int) -> tuple[Tensor, Active]:
         """This share of the k greatest of each input."""
-        return self._agreed(*self._ranked(x_BD, self.bias(), self.parameters["W_enc"], k), k)
+        weight_LD = self.parameters["W_enc"]
+        if is_worthwhile(weight_LD, k):
+            values_P, active = top_of_product(x_BD, weight_LD, self.bias(), k)
+            return self._agreed(values_P.view(-1, k), active.latents.view(-1, k), k)
+        return self._agreed(*self._ranked(x_BD, self.bias(), weight_LD, k), k)
 
     @torch.no_grad()
     def _ranked(self, x_BD: Tensor, bias_M: Tensor, weight_MD: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -175,8 +180,11 @@ class Losses:
     @torch.no_grad()
     def _batch_top(self, x_BD: Tensor, count: int) -> tuple[Tensor, Active]:
         """This share of the `count` greatest of all inputs and latents. The least of them is remembered."""
-        pre_BL = self._pre(x_BD)
-        pre_P, active = select_batch_top(pre_BL, min(count, pre_BL.numel()))
+        weight_LD, most = self.parameters["W_enc"], min(count, len(x_BD) * self.held)
+        if is_worthwhile(weight_LD, -(-most // len(x_BD))):
+            pre_P, active = batch_top_of_product(x_BD, weight_LD, self.bias(), most)
+        else:
+            pre_P, active = select_batch_top(self._pre(x_BD), most)
         everyone_RP = self.ranks.gathered(pre_P, data=True)
         if len(everyone_RP) > 1:
             keep_RP = greatest(everyone_RP.reshape(1, -1), count).view_as(everyone_RP)
