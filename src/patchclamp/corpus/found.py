@@ -63,15 +63,15 @@ class Found(Protocol):
 class Scanned:
     """A corpus read for some units. Raises FileError for a corpus smaller than one window.
 
-    `wanted`: units by site; `windows`: the corpus, if it is cut already. They are held in memory, four bytes a token.
+    `wanted`: units by site. Its windows are held in memory, four bytes a token.
     """
 
     def __init__(
         self, model: Model, wanted: Mapping[Site, Sequence[int]], corpus: str, progress: Progress, *,
-        tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0, windows: Sequence[Ids] = (),
+        tokens: int = 50_000, length: int = 128, kept: int = KEPT, seed: int = 0,
     ) -> None:
-        self.where, self.length = corpus, len(windows[0]) if windows else length
-        length, windows = self.length, windows or pack(model, corpus, length, tokens // length)
+        self.where, self.length = corpus, length
+        windows = pack(model, corpus, length, tokens // length)
         need_sequences(len(windows), 1, length, corpus, "a window is one")
         self.sample = draw_places(len(windows), length, PLACES, seed)
         self._ids_WT = np.array(windows, dtype=np.int32)
@@ -150,7 +150,7 @@ def read_windows(
     statistic. A place whose value is NaN gets the value of this run.
     """
     ids = dict(zip(numbers := sorted({peak.window for _, peak in asked}), found.windows(numbers), strict=True))
-    spans = [_span(peak.position, found.length, context) for _, peak in asked]
+    spans = [span(peak.position, found.length, context) for _, peak in asked]
     rows = [(ids[peak.window][:end], (), [site]) for (site, peak), (_, end) in zip(asked, spans, strict=True)]
     values = model.execute(Plan.of(rows), track=progress.track) if rows else []
     out = []
@@ -165,6 +165,7 @@ def read_windows(
     return out
 
 
-def _span(position: int, length: int, context: int) -> tuple[int, int]:
+def span(position: int, length: int, context: int) -> tuple[int, int]:
+    """Where the tokens around one of a window begin and end: at most `context`, two thirds of them before it."""
     end = min(length, position + 1 + context // AFTER)
     return max(SKIP, min(end - context, position)), end

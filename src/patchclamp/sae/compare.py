@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from patchclamp.corpus.found import KEPT, Found, Scanned
+from patchclamp.corpus.held import Held
 from patchclamp.corpus.pack import Ids
 from patchclamp.corpus.rules import learn
-from patchclamp.corpus.scoring import Answers, active_from, answers, trial
-from patchclamp.corpus.shown import UnitTexts, texts_of
+from patchclamp.corpus.scoring import Answers, answers, trial
 from patchclamp.corpus.windows import window_ids
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.association import associate, scores, shuffled
@@ -35,6 +34,7 @@ from patchclamp.forward.prepare import check_site
 from patchclamp.sae.attached import attached
 from patchclamp.sae.evaluate import held_shards, opened, rows_of
 from patchclamp.sae.quality import Quality, Tally, take_in
+from patchclamp.sae.store import ActivationStore
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import LabelledRow
@@ -50,6 +50,8 @@ FEWEST = 8
 A_FEATURE = 0.9
 """Held-out AUROC from which a label counts as having a feature."""
 SHUFFLES, TEXTS_AT_ONCE = 10, 32
+KEPT, CONTEXT = 40, 24
+"""Windows of the greatest activation in either half, and as many random ones; tokens of each."""
 NEURONS = "neurons"
 
 
@@ -152,10 +154,9 @@ def compare(model: Model, spec: CompareSpec, progress: Progress) -> Outcome:
     check_site(model.anatomy, neurons, model.name)
     generator = np.random.default_rng(spec.seed)
     places[neurons] = sorted(generator.permutation(model.n_neurons(layer))[: spec.sampled].tolist())
-    found = Scanned(model, {site: units for site, units in places.items() if units}, spec.store, progress, kept=KEPT,
-                    seed=spec.seed, windows=_windows(spec))
-    explained = {site: explained_units(model, site, units, found, spec.seed, progress)
-                 for site, units in places.items()}
+    held = Held(model, {site: units for site, units in places.items() if units}, _windows(spec), progress)
+    explained = {site: list(explained_units(site, units, held, spec.seed).values())
+                 for site, units in progress.track(places.items(), "explaining units", len(places))}
     concepts, hits = _concepts(model, whole, spec, progress) if spec.labelled else ([], {})
     dictionaries = [_one(model, site, tally, explained[site], hits.get(str(site)), spec)
                     for site, tally in zip(whole, tallies, strict=True)]
@@ -181,35 +182,23 @@ def _often(tally: Tally, spec: CompareSpec) -> list[int]:
 
 def _windows(spec: CompareSpec) -> list[Ids]:
     """The store's text, some of it, in its random order."""
-    from patchclamp.sae.store import ActivationStore
-
     store = ActivationStore(spec.store)
     wanted = max(2, spec.tokens // store.manifest.length)
     return window_ids(store.folder, sorted(store.manifest.order[:wanted]))
 
 
-def explained_units(
-    model: Model, site: Site, units: Sequence[int], found: Found, seed: int, progress: Progress
-) -> list[Answers]:
+def explained_units(site: Site, units: Sequence[int], held: Held, seed: int) -> dict[int, Answers]:
     """What each unit's rule says of the windows it was not made from; units with too few windows are left out."""
-    out = []
-    for unit in progress.track(units, f"explaining {site}", len(units)):
-        one = Site(site.point, site.layer, unit, name=site.name)
-        known = found.units(site, [unit])[0]
-        if known.constant:
-            continue
-        threshold = active_from(known)
-        shown, held = (_texts(model, one, found, half, seed) for half in ("shown", "held out"))
+    out = {}
+    for unit in units:
+        threshold = held.active_from(site, unit)
+        shown, other = (held.texts(site, unit, half, KEPT, CONTEXT, seed) for half in (0, 1))
         try:
-            asked = trial(held.top, held.tenths, held.random, threshold, seed)
-        except SpecError:  # too few windows in which it is active
+            asked = trial(other.top, other.tenths, other.random, threshold, seed)
+        except SpecError:  # too few windows in which it is active, or is not
             continue
-        out.append(answers(learn([*shown.top, *shown.tenths, *shown.random], threshold), asked))
+        out[unit] = answers(learn([*shown.top, *shown.tenths, *shown.random], threshold), asked)
     return out
-
-
-def _texts(model: Model, site: Site, found: Found, half: str, seed: int) -> UnitTexts:
-    return texts_of(model, site, found, half, top=KEPT, tenth=1, random_windows=KEPT, seed=seed)  # type: ignore[arg-type]
 
 
 def _one(

@@ -8,6 +8,7 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
     behaviour-…   behaviours, which commands take by their bare names: refusal, flattery, truth, …
     capitals    choice rows: `The capital of Poland is the city of` -> ` Warsaw`, not ` Berlin`
     code-errors   labelled rows: short Python programs, `runs` and `fails`
+    code-results  labelled rows: lines typed into Python and what it says, a `value` or an `error`
     country-capital   a relation: the same facts as subjects and objects
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SITE = "resid.15"
 CHARACTERS, TOKENS = 1_500_000, 300_000
 STEPS, LATENTS = 400, 4096
-PENALTY = 2.0
+LINEAR, PENALTY = 1024, 0.5
 FEW, MANY = 512, 8192
 TRIED = 30
 """Latents among which the best and the worst explained ones are looked for."""
@@ -43,7 +43,7 @@ def _out(folder: Path, name: str) -> str:
 
 def training(model: Model, progress: Progress, folder: Path, name: str, **more: Any) -> Fields:
     """Fields that train on the store."""
-    return {"store": store(model, progress, folder), "out": _out(folder, name), "steps": STEPS, "held_out": 0.1, **more}
+    return {"store": store(model, progress, folder), "out": _out(folder, name), "steps": STEPS, "held_out": 0.1} | more
 
 
 def learning(model: Model, progress: Progress, folder: Path) -> Fields:
@@ -74,7 +74,8 @@ def measured(model: Model, progress: Progress, folder: Path) -> Fields:
 
 def with_and_without_penalty(model: Model, progress: Progress, folder: Path) -> Fields:
     """Fields that compare λ = 0 with λ > 0, trained on one stream."""
-    place = trained(model, progress, folder, "penalty", architecture="relu", latents=2048, l1=(0.0, PENALTY))
+    place = trained(model, progress, folder, "penalty", architecture="relu", latents=LINEAR, l1=(0.0, PENALTY),
+                    steps=STEPS // 2)
     return {"saes": (f"{place}/l{PENALTY:g}", f"{place}/l0"), "store": store(model, progress, folder), "sampled": 30}
 
 
@@ -102,7 +103,7 @@ def best_and_worst(model: Model, progress: Progress, folder: Path) -> Fields:
     drawn at random."""
     import numpy as np
 
-    from patchclamp.corpus.table import Index
+    from patchclamp.corpus.held import Held
     from patchclamp.sae.compare import explained_units, simulated
     from patchclamp.sae.index import opened
 
@@ -111,8 +112,8 @@ def best_and_worst(model: Model, progress: Progress, folder: Path) -> Fields:
     active = found.columns(whole, ["active"])["active"]
     often = np.flatnonzero(active * found.manifest.windows * found.length > 100)
     units = np.random.default_rng(0).permutation(often)[:TRIED].tolist()
-    scored = {unit: simulated(some)[0] for unit in units
-              if (some := explained_units(model, whole, [unit], Index(place), 0, progress))}
+    held = Held(model, {whole: units}, found.windows(range(found.manifest.windows)), progress)
+    scored = {unit: simulated([one])[0] for unit, one in explained_units(whole, units, held, 0).items()}
     order = sorted(scored, key=lambda unit: scored[unit])
     return {"features": (str(order[-1]), str(order[0])), "index": place, "sae": dictionary(model, progress, folder),
             "top": 6}
@@ -131,7 +132,7 @@ def feature_of(folder: Path, source: str, label: str) -> str:
     for path in sorted((folder / "records").glob("*-sae.find.json")):
         record: Record = Record.from_json(path.read_bytes())
         spec: Any = record.spec
-        if spec.source.endswith(source) and spec.label == label:
+        if Path(spec.source).stem.removeprefix("example:") == source and spec.label == label:
             site: str = record.result.ranking[0].site  # type: ignore[attr-defined]
             return site.partition("@")[0]
     raise FileError(f"no stop has looked for {label} yet; take the stop before this one, too")
@@ -159,27 +160,27 @@ def prompts(name: str, lines: tuple[str, ...], source: str, label: str, **more: 
 
 
 FIND = {"permutations": 200, "controls": 20, "top": 10}
-WORDS = {
-    "computers": ("computer", "computers", "server", "software", "database", "processor", "network", "password",
-                  "screen", "keyboard", "laptop", "program", "code", "algorithm", "browser", "compiler"),
-}
+TIMES = ("day", "days", "week", "weeks", "month", "months", "year", "years", "hour", "hours", "minute", "minutes",
+         "morning", "evening", "night", "today", "yesterday", "tomorrow", "january", "monday", "sunday",
+         "time", "date", "dates", "calendar", "noon", "afternoon", "century", "decade")
+SESSION = (">>> 1 + 1\n2\n>>> float('x')\nTraceback (most recent call last):\nValueError: could not convert string to "
+           "float: 'x'\n>>> 'ab'.title()\n'Ab'\n")
+"""What was typed before, so that the model knows what is wanted: two values and an error."""
 SHELL = tuple(f">>> {line}\n" for line in (
     "print(3 + 4)", "len([1, 2, 3])", "int('12') + 1", "'abc'.upper()", "max(3, 8)", "sum([2, 4])", "[1, 2, 3][1]",
     "{'a': 1}['a']", "10 / 2", "round(2.6)", "list('ab')", "'a,b'.split(',')", "abs(-3)", "2 ** 3", "sorted([3, 1])",
     "str(5) + 'a'", "len('hello')", "min(4, 9)"))
-BROKEN = tuple(f">>> {line}\n" for line in (
+BROKEN = tuple(f"{SESSION}>>> {line}\n" for line in (
     "print(undefined)", "len(5)", "int('twelve')", "'abc'.uppper()", "max(3, 'a')", "sum([2, 'b'])", "[1, 2, 3][9]",
     "{'a': 1}['b']", "10 / 0", "round('x')", "list(5)", "12 .split(',')", "abs('a')", "2 ** 'b'", "sorted(5)",
     "5 + 'a'", "len(None)", "min(4, [])"))
 ERRORS = ("error", "traceback", "exception", "typeerror", "nameerror", "valueerror", "keyerror", "indexerror",
           "attributeerror", "zerodivisionerror")
-ASKED = tuple(
-    f"User: {question}\nAssistant:" for question in (
-        "Are you a human being?", "Do you have a body?", "Where were you born?", "Who are your parents?",
-        "What are you?", "Do you sleep at night?", "How old are you?", "Do you eat breakfast?", "Are you a machine?",
-        "What is your job?",
-        "Do you have feelings?", "Where do you live?", "Can you see me?", "Who made you?", "Are you alive?",
-        "Do you have children?", "Have you been to Paris?", "What did you do yesterday?"))
+ASKED = (
+    "Are you a human being?", "Do you have a body?", "Where were you born?", "Who are your parents?",
+    "What are you?", "Do you sleep at night?", "How old are you?", "Do you eat breakfast?", "Are you a machine?",
+    "What is your job?", "Do you have feelings?", "Where do you live?", "Can you see me?", "Who made you?",
+    "Are you alive?", "Do you have children?", "Have you been to Paris?", "What did you do yesterday?")
 MACHINE = ("ai", "artificial", "artificial intelligence", "language model", "machine", "program", "computer", "chatbot",
            "assistant", "robot", "algorithm", "trained", "virtual")
 
@@ -213,15 +214,15 @@ DICTIONARY: tuple[Stop, ...] = (
     ),
     Stop(
         "Is there a feature for a concept?",
-        "Sentences about computers, and about nineteen other things. Does one of the features tell them apart, on "
-        "sentences it was not found with?",
-        SMOLLM2, "sae.find", in_dictionary(source="example:topics", label="computers", **FIND),
+        "Sentences with a word for a time, a Tuesday or a century, and sentences about nineteen other things. Does one "
+        "of the features tell them apart, on sentences it was not found with?",
+        SMOLLM2, "sae.find", in_dictionary(source="example:topics", label="time", **FIND),
     ),
     Stop(
         "The concept, injected",
         "That feature's direction is added while the model goes on with the beginnings of unrelated texts. Does it "
-        "come to speak of computers, more than with another feature's direction as long?",
-        SMOLLM2, "sae.steer", steering("topics.jsonl", "computers", words=WORDS["computers"]),
+        "come to speak of days and years, more than with another feature's direction as long?",
+        SMOLLM2, "sae.steer", steering("topics", "time", words=TIMES),
     ),
     Stop(
         "A feature for errors in code?",
@@ -230,14 +231,20 @@ DICTIONARY: tuple[Stop, ...] = (
         SMOLLM2, "sae.find", in_dictionary(source="example:code-errors", label="fails", **FIND),
     ),
     Stop(
+        "A feature for what Python says then?",
+        "Lines typed into Python and what it answered: a value, or the report of an error. Does one of the features "
+        "tell these apart?",
+        SMOLLM2, "sae.find", in_dictionary(source="example:code-results", label="error", **FIND),
+    ),
+    Stop(
         "Correct code that fails",
-        "The feature is added where correct lines are typed into Python. Does the model answer with an error?",
-        SMOLLM2, "sae.steer", prompts("shell", SHELL, "code-errors.jsonl", "fails", words=ERRORS, max_new_tokens=24),
+        "That feature is added where correct lines are typed into Python. Does the model answer with an error?",
+        SMOLLM2, "sae.steer", prompts("shell", SHELL, "code-results", "error", words=ERRORS, max_new_tokens=24),
     ),
     Stop(
         "Errors that vanish",
         "The feature is subtracted where broken lines are typed. Does the model answer as though they ran?",
-        SMOLLM2, "sae.steer", prompts("broken", BROKEN, "code-errors.jsonl", "fails", words=ERRORS, max_new_tokens=24,
+        SMOLLM2, "sae.steer", prompts("broken", BROKEN, "code-results", "error", words=ERRORS, max_new_tokens=24,
                                       strengths=(-0.5, -1.0, -2.0, -4.0)),
     ),
     Stop(
@@ -249,7 +256,7 @@ DICTIONARY: tuple[Stop, ...] = (
     Stop(
         "Without it, does it say it is a person?",
         "The feature is subtracted while the model is asked who it is. Does it still speak of machines and programs?",
-        SMOLLM2, "sae.steer", prompts("asked", ASKED, "speaker.jsonl", "ai", words=MACHINE, max_new_tokens=32,
+        SMOLLM2, "sae.steer", prompts("asked", ASKED, "speaker", "ai", words=MACHINE, max_new_tokens=32, format="chat",
                                       strengths=(-0.5, -1.0, -2.0, -4.0)),
     ),
     Stop(
