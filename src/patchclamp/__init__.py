@@ -36,8 +36,17 @@ if TYPE_CHECKING:
     from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
+    from patchclamp.sae.attribute import attribute_features
+    from patchclamp.sae.compare import compare_autoencoders
+    from patchclamp.sae.convert import convert_autoencoder
+    from patchclamp.sae.evaluate import evaluate_autoencoder
+    from patchclamp.sae.find import find_features
     from patchclamp.sae.harvest import harvest
+    from patchclamp.sae.index import index_features
     from patchclamp.sae.plan import plan_training
+    from patchclamp.sae.search import search_features
+    from patchclamp.sae.show import show_features
+    from patchclamp.sae.steer import steer_feature
     from patchclamp.sae.train import train_autoencoder
     from patchclamp.vectors.apply import apply_vector
     from patchclamp.vectors.bake import bake_vector
@@ -77,19 +86,25 @@ _HOME = {
     "apply_vector": "vectors.apply",
     "attention": "lenses.attention",
     "attribute": "lenses.attribute",
+    "attribute_features": "sae.attribute",
     "attribute_neurons": "neurons.attribute",
     "bake_vector": "vectors.bake",
+    "compare_autoencoders": "sae.compare",
     "compose_vectors": "vectors.compose",
+    "convert_autoencoder": "sae.convert",
     "dose": "neurons.dose",
+    "evaluate_autoencoder": "sae.evaluate",
     "evaluate_vector": "vectors.evaluate",
     "examples": "neurons.examples",
     "explain": "neurons.explain",
+    "find_features": "sae.find",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "get_method": "evidence.method",
     "harvest": "sae.harvest",
     "image_units": "neurons.multimodal",
     "index": "neurons.index",
+    "index_features": "sae.index",
     "jacobian": "lenses.jacobian",
     "judge": "evidence.verdict",
     "knockout": "circuits.knockout",
@@ -108,10 +123,13 @@ _HOME = {
     "repair": "neurons.repair",
     "replay": "evidence.store",
     "run": "evidence.method",
+    "search_features": "sae.search",
     "select_vector": "vectors.select",
     "selfreport": "lenses.selfreport",
+    "show_features": "sae.show",
     "show_vector": "vectors.show",
     "stages": "lenses.stages",
+    "steer_feature": "sae.steer",
     "task_vectors": "vectors.task",
     "train_autoencoder": "sae.train",
     "train_tuned_lens": "lenses.tuned",
@@ -145,19 +163,25 @@ __all__ = [
     "apply_vector",
     "attention",
     "attribute",
+    "attribute_features",
     "attribute_neurons",
     "bake_vector",
+    "compare_autoencoders",
     "compose_vectors",
+    "convert_autoencoder",
     "dose",
+    "evaluate_autoencoder",
     "evaluate_vector",
     "examples",
     "explain",
+    "find_features",
     "find_neurons",
     "find_vector",
     "get_method",
     "harvest",
     "image_units",
     "index",
+    "index_features",
     "jacobian",
     "judge",
     "knockout",
@@ -176,10 +200,13 @@ __all__ = [
     "repair",
     "replay",
     "run",
+    "search_features",
     "select_vector",
     "selfreport",
+    "show_features",
     "show_vector",
     "stages",
+    "steer_feature",
     "task_vectors",
     "train_autoencoder",
     "train_tuned_lens",

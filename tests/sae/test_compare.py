@@ -8,7 +8,7 @@ from tiny import tiny, wrap
 import patchclamp as pc
 from patchclamp.errors import FileError, SpecError
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
-from patchclamp.sae.compare import A_FEATURE, compare
+from patchclamp.sae.compare import A_FEATURE, compare_autoencoders
 from patchclamp.sae.harvest import harvest
 
 WORDS = range(5, 45)
@@ -49,7 +49,7 @@ def saes(tmp_path_factory):
 
 
 def test_what_stands_for_words_is_explained_better_than_a_mixture(saes, store, tmp_path):
-    record = compare(llama(), saes=saes[:2], store=store, tokens=3000, sampled=12)
+    record = compare_autoencoders(llama(), saes=saes[:2], store=store, tokens=3000, sampled=12)
     words, mixed, neurons = record.result.dictionaries
     assert (words.name, mixed.name, neurons.name) == ("words", "mixed", "neurons")
     assert words.quality.l0 < mixed.quality.l0 and neurons.quality is None
@@ -60,7 +60,7 @@ def test_what_stands_for_words_is_explained_better_than_a_mixture(saes, store, t
 
 
 def test_one_alone_is_compared_with_neurons(saes, store):
-    record = compare(llama(), saes=saes[:1], store=store, tokens=3000, sampled=6)
+    record = compare_autoencoders(llama(), saes=saes[:1], store=store, tokens=3000, sampled=6)
     assert "neurons of the block" in record.verdict.reason
 
 
@@ -69,7 +69,7 @@ def test_a_larger_dictionary_has_more_of_the_concepts(saes, store, tmp_path):
     path = tmp_path / "labelled.csv"
     rows = [f"w0 w{50 + j % 7} w{i},word{i}\n" for i in list(WORDS)[:12] for j in range(8)]
     path.write_text("text,label\n" + "".join(rows))
-    record = compare(llama(), saes=[saes[0], saes[2]], store=store, tokens=2000, sampled=3, labelled=str(path))
+    record = compare_autoencoders(llama(), saes=[saes[0], saes[2]], store=store, tokens=2000, sampled=3, labelled=str(path))
     large, small = (one for one in record.result.dictionaries if one.quality)
     assert large.concepts > small.concepts and large.concepts_shuffled < 0.2
     assert large.concepts == np.mean([one.auroc["words"] >= A_FEATURE for one in record.result.concepts])
@@ -93,4 +93,4 @@ def test_wrong_questions_are_refused(saes, store, tmp_path, change, error, says)
     path = tmp_path / "few.csv"
     path.write_text("text,label\nw1 w2,a\nw3 w4,b\n")
     with pytest.raises(error, match=says):
-        compare(llama(), **{"saes": saes[:2], "store": store, **change(saes, str(path))})
+        compare_autoencoders(llama(), **{"saes": saes[:2], "store": store, **change(saes, str(path))})

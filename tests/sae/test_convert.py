@@ -13,7 +13,7 @@ from tiny import tiny, tiny_model, wrap
 from patchclamp.errors import InputError, SiteError, SpecError
 from patchclamp.evidence.record import Record
 from patchclamp.forward.autoencoder import FILE, NEEDS, Autoencoder, AutoencoderInfo
-from patchclamp.sae.convert import compare, convert
+from patchclamp.sae.convert import compare
 
 WIDTH, LATENTS, K = 32, 64, 6
 
@@ -55,7 +55,7 @@ def save_again(path):
 
 
 def converted(source, to, out, model="llama", **changed):
-    return convert(tiny_model(model), source=str(source), to=to, out=str(out), **changed)
+    return convert_autoencoder(tiny_model(model), source=str(source), to=to, out=str(out), **changed)
 
 
 @pytest.mark.parametrize(("architecture", "to", "written_as", "is_same"), [
@@ -155,7 +155,7 @@ def test_a_modules_own_output_is_no_site_behind_a_norm(tmp_path):
 def test_wrong_questions_are_refused_and_nothing_is_written(tmp_path, made, asked, kind, why):
     fields = {"source": str(foreign(tmp_path / "a", **made)), "to": "patchclamp", "out": str(tmp_path / "b"), **asked}
     with pytest.raises(kind, match=why):
-        convert(tiny_model("llama"), **fields)
+        convert_autoencoder(tiny_model("llama"), **fields)
     assert not (tmp_path / "b").exists()
 
 

@@ -8,7 +8,7 @@ from tiny import tiny, wrap
 import patchclamp as pc
 from patchclamp.errors import FileError, SpecError
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
-from patchclamp.sae.steer import steer
+from patchclamp.sae.steer import steer_feature
 
 L = 24
 PROMPTS = "".join(f"w{i} w{i + 2} w{i * 5 % 60}\n" for i in range(18))
@@ -46,7 +46,7 @@ def prompts(tmp_path):
 
 
 def test_the_concept_appears_and_with_random_features_it_does_not(sae, prompts, corpus, tmp_path):
-    record = steer(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, words=["w33w33w33w33"],
+    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, words=["w33w33w33w33"],
                    **QUICK | {"max_new_tokens": 4, "strengths": [8.0, 30.0], "controls": 19})
     result = record.result
     assert result.measure == "words" and result.steered.mean > 0.9 and result.base.mean < 0.3
@@ -59,7 +59,7 @@ def test_the_concept_appears_and_with_random_features_it_does_not(sae, prompts, 
 def test_what_is_written_is_what_the_edit_by_hand_writes(sae, prompts, corpus):
     """Against generation with a hook that adds strength · greatest activation · direction to the block's output."""
     model = llama()
-    result = steer(model, feature="feature.2.5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
+    result = steer_feature(model, feature="feature.2.5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
     shift = Autoencoder.load(sae).directions[5] * result.strength * result.greatest
     plain = llama()
 
@@ -79,7 +79,7 @@ def test_what_is_written_is_what_the_edit_by_hand_writes(sae, prompts, corpus):
 
 def test_a_text_is_read_again_by_the_unsteered_model(sae, prompts, corpus):
     model, autoencoder = llama(), Autoencoder.load(sae)
-    result = steer(model, feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
+    result = steer_feature(model, feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
     assert result.measure == "reread"
     plain, found = llama(), []
     for one in result.texts:
@@ -91,7 +91,7 @@ def test_a_text_is_read_again_by_the_unsteered_model(sae, prompts, corpus):
 
 
 def test_subtracting_chooses_where_it_shows_least(sae, prompts, corpus):
-    record = steer(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK | {"strengths": [-1.0, -4.0]})
+    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK | {"strengths": [-1.0, -4.0]})
     assert record.result.strength < 0 and "subtracting" in record.verdict.reason
     best = min(record.result.tried[1:], key=lambda one: one.shown + one.degenerate)
     assert record.result.strength == best.strength
@@ -106,10 +106,10 @@ def test_subtracting_chooses_where_it_shows_least(sae, prompts, corpus):
 ])
 def test_wrong_questions_are_refused(sae, prompts, corpus, fields, error, says):
     with pytest.raises(error, match=says):
-        steer(llama(), **{"feature": "5", "sae": sae, "prompts": prompts, "corpus": corpus, **QUICK, **fields})
+        steer_feature(llama(), **{"feature": "5", "sae": sae, "prompts": prompts, "corpus": corpus, **QUICK, **fields})
 
 
 def test_few_prompts_are_refused(sae, tmp_path, corpus):
     (tmp_path / "few.txt").write_text("w1 w2\nw3 w4\n")
     with pytest.raises(SpecError, match="12 are needed"):
-        steer(llama(), feature="5", sae=sae, prompts=str(tmp_path / "few.txt"), corpus=corpus, **QUICK)
+        steer_feature(llama(), feature="5", sae=sae, prompts=str(tmp_path / "few.txt"), corpus=corpus, **QUICK)

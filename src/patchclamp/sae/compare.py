@@ -132,7 +132,7 @@ class ComparedResult(Result):
 
 
 @method("sae.compare", spec=CompareSpec, result=ComparedResult)
-def compare(model: Model, spec: CompareSpec, progress: Progress) -> Outcome:
+def compare_autoencoders(model: Model, spec: CompareSpec, progress: Progress) -> Outcome:
     """Compare autoencoders: what they reconstruct, how well their latents can be explained, which concepts they have.
 
     The verdict, without labels: can random latents of the sparsest be explained better, on other text, than those of

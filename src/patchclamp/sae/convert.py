@@ -112,7 +112,7 @@ class Converted(Result):
 
 
 @method("sae.convert", spec=ConvertSpec, result=Converted)
-def convert(model: Model, spec: ConvertSpec, progress: Progress) -> Outcome:
+def convert_autoencoder(model: Model, spec: ConvertSpec, progress: Progress) -> Outcome:
     """Write an autoencoder of SAELens, sparsify, dictionary_learning, Gemma Scope or patchclamp in another's format.
 
     What cannot be written exactly is refused. Codes of what was written are compared with the original's on activations

@@ -141,7 +141,7 @@ class Steered(Result):
 
 
 @method("sae.steer", spec=SteerSpec, result=Steered)
-def steer(model: Model, spec: SteerSpec, progress: Progress) -> Outcome:
+def steer_feature(model: Model, spec: SteerSpec, progress: Progress) -> Outcome:
     """Add or subtract a feature's direction while the model writes, and see whether its concept comes or goes.
 
     The verdict: does the concept appear more often (with negative strengths: less often) than with random features'
