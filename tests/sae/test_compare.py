@@ -69,7 +69,8 @@ def test_a_larger_dictionary_has_more_of_the_concepts(saes, store, tmp_path):
     path = tmp_path / "labelled.csv"
     rows = [f"w0 w{50 + j % 7} w{i},word{i}\n" for i in list(WORDS)[:12] for j in range(8)]
     path.write_text("text,label\n" + "".join(rows))
-    record = compare_autoencoders(llama(), saes=[saes[0], saes[2]], store=store, tokens=2000, sampled=3, labelled=str(path))
+    record = compare_autoencoders(llama(), saes=[saes[0], saes[2]], store=store, tokens=2000, sampled=3,
+                                  labelled=str(path))
     large, small = (one for one in record.result.dictionaries if one.quality)
     assert large.concepts > small.concepts and large.concepts_shuffled < 0.2
     assert large.concepts == np.mean([one.auroc["words"] >= A_FEATURE for one in record.result.concepts])

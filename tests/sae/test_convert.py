@@ -13,7 +13,7 @@ from tiny import tiny, tiny_model, wrap
 from patchclamp.errors import InputError, SiteError, SpecError
 from patchclamp.evidence.record import Record
 from patchclamp.forward.autoencoder import FILE, NEEDS, Autoencoder, AutoencoderInfo
-from patchclamp.sae.convert import compare
+from patchclamp.sae.convert import compare, convert_autoencoder
 
 WIDTH, LATENTS, K = 32, 64, 6
 

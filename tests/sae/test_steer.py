@@ -91,7 +91,8 @@ def test_a_text_is_read_again_by_the_unsteered_model(sae, prompts, corpus):
 
 
 def test_subtracting_chooses_where_it_shows_least(sae, prompts, corpus):
-    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK | {"strengths": [-1.0, -4.0]})
+    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus,
+                           **QUICK | {"strengths": [-1.0, -4.0]})
     assert record.result.strength < 0 and "subtracting" in record.verdict.reason
     best = min(record.result.tried[1:], key=lambda one: one.shown + one.degenerate)
     assert record.result.strength == best.strength
