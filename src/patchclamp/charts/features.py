@@ -92,7 +92,7 @@ def steered_chart(result: Steered) -> alt.TopLevelMixin:
     base = alt.Chart(pd.DataFrame(rows)).encode(alt.Y("model:N", sort=None, title=None))
     beside = (base.mark_bar().encode(
         alt.X(f"{title}:Q"), color=alt.condition("datum.own", alt.value(EFFECT), alt.value(CONTROL)))
-        + base.mark_rule().encode(x="low:Q", x2="high:Q"))
+        + base.mark_rule().encode(alt.X("low:Q", title=title), x2="high:Q"))
     tried = pd.DataFrame([{"strength": one.strength, "value": value, "what": name} for one in result.tried
                           for name, value in (("concept", one.shown), ("says nothing", one.degenerate))])
     curve = alt.Chart(tried, title="on the prompts that choose").mark_line(point=True).encode(
@@ -114,6 +114,7 @@ def attribution_chart(result: FeatureAttribution) -> alt.TopLevelMixin:
     base = alt.Chart(pd.DataFrame(rows), title="on other rows").encode(
         alt.X("features:O"), alt.Color("which:N", scale=alt.Scale(domain=["found", "random"], range=[EFFECT, CONTROL])),
         alt.XOffset("which:N"))
-    groups = base.mark_bar().encode(alt.Y("effect:Q", title="change of the logit difference")) + base.mark_rule(
-        color="black").encode(alt.Y("low:Q"), y2="high:Q")
+    change = "change of the logit difference"
+    groups = base.mark_bar().encode(alt.Y("effect:Q", title=change)) + base.mark_rule(color="black").encode(
+        alt.Y("low:Q", title=change), y2="high:Q")
     return styled(alt.hconcat(scatter, groups.properties(width=220, height=220)))

@@ -56,7 +56,8 @@ def train_chart(result: TrainResult) -> alt.TopLevelMixin:
 
 def evaluated_chart(result: Evaluated) -> alt.TopLevelMixin:
     """FVU and loss recovered beside dictionaries nobody learned; how often latents are active; probes."""
-    charts = [_beside(result, "fvu", "FVU (0 everything, 1 the mean)")]
+    charts = [_beside(result, "fvu", "FVU (0 everything, 1 the mean)"),
+              _beside(result, "fvu_by_row", "FVU by row")]
     if result.ce_recovered is not None:
         charts += [_beside(result, "ce_recovered", "CE recovered, from zero"),
                    _beside(result, "ce_recovered_from_mean", "CE recovered, from the mean")]
@@ -75,7 +76,8 @@ def _beside(result: Evaluated, name: str, title: str) -> alt.LayerChart:
     bars = base.mark_bar().encode(
         alt.X(f"{title}:Q", scale=alt.Scale(zero=True)), tooltip=["dictionary", alt.Tooltip(title, format=".4f")],
         color=alt.condition("datum.own", alt.value(EFFECT), alt.value(CONTROL)))
-    return (bars + base.mark_rule().encode(x="low:Q", x2="high:Q")).properties(width=220, height=110)
+    spans = base.mark_rule().encode(alt.X("low:Q", title=title), x2="high:Q")
+    return (bars + spans).properties(width=180, height=110)
 
 
 def _density(result: Evaluated) -> alt.Chart:
@@ -133,7 +135,8 @@ def compared_chart(result: ComparedResult) -> alt.TopLevelMixin:
                             width=160, height=110)]
     means = bars.mark_point(filled=True, size=70, color=EFFECT).encode(alt.X(
         "simulation:Q", scale=alt.Scale(zero=True), title="correlation with n-gram explanations, other text"))
-    spans = bars.mark_rule(color=EFFECT).encode(x="low:Q", x2="high:Q")
+    spans = bars.mark_rule(color=EFFECT).encode(alt.X("low:Q", title="correlation with n-gram explanations, other text"),
+                                                x2="high:Q")
     drawn.append((means + spans).properties(width=220, height=110))
     charts: list[Any] = [alt.hconcat(*drawn)]
     if result.concepts:

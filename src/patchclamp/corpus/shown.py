@@ -122,8 +122,8 @@ def shown_windows(
     progress: Progress,
 ) -> dict[tuple[Site, int], tuple[list[Window], list[Window], list[Window]]]:
     """For every unit `top` windows of the greatest activation, as many of the least, and `tenth` places of each tenth
-    of those above 0, all run in one plan; none for constant units."""
-    chosen = {key: ([], [], []) if unit.constant else (unit.top[:top], unit.bottom[:top],
+    of those above 0, all run in one plan; none for constant units, and none of the least where that is 0."""
+    chosen = {key: ([], [], []) if unit.constant else (unit.top[:top], unit.bottom[:top] if unit.low < 0 else [],
                                                        _of_tenths(unit, tenth)) for key, unit in units.items()}
     asked = [(replace(key[0], unit=key[1]), peak) for key, three in chosen.items() for peaks in three for peak in peaks]
     read = iter(read_windows(model, found, asked, context, progress))
