@@ -133,10 +133,10 @@ def compared_chart(result: ComparedResult) -> alt.TopLevelMixin:
     drawn: list[Any] = [bars.mark_bar(color=CONTROL).encode(alt.X("FVU:Q")).properties(width=160, height=110),
                         bars.mark_bar(color=CONTROL).encode(alt.X("L0:Q", title="active latents")).properties(
                             width=160, height=110)]
-    means = bars.mark_point(filled=True, size=70, color=EFFECT).encode(alt.X(
-        "simulation:Q", scale=alt.Scale(zero=True), title="correlation with n-gram explanations, other text"))
-    spans = bars.mark_rule(color=EFFECT).encode(alt.X("low:Q", title="correlation with n-gram explanations, other text"),
-                                                x2="high:Q")
+    title = "correlation with n-gram explanations, other text"
+    means = bars.mark_point(filled=True, size=70, color=EFFECT).encode(
+        alt.X("simulation:Q", scale=alt.Scale(zero=True), title=title))
+    spans = bars.mark_rule(color=EFFECT).encode(alt.X("low:Q", title=title), x2="high:Q")
     drawn.append((means + spans).properties(width=220, height=110))
     charts: list[Any] = [alt.hconcat(*drawn)]
     if result.concepts:
