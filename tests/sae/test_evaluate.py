@@ -70,8 +70,8 @@ def test_only_what_it_has_not_seen_is_looked_at(trained, store):
     assert result.own.intervals["fvu"].low < result.fvu < result.own.intervals["fvu"].high
     assert sum(result.density) == result.latents == 96
     assert result.density[0] == round(result.dead_fraction * 96)
-    best = min(one.fvu for one in result.baselines.values())
-    assert record.verdict.effect.mean == pytest.approx(best - result.fvu, rel=1e-6)
+    best = min(one.fvu_by_row for one in result.baselines.values())
+    assert record.verdict.effect.mean == pytest.approx(best - result.own.fvu_by_row, rel=1e-6)
 
 
 def test_saying_everything_recovers_everything(store, tmp_path):

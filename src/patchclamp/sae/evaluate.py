@@ -148,8 +148,9 @@ class Evaluated(Result):
 def evaluate_autoencoder(model: Model, spec: EvaluateSpec, progress: Progress) -> Outcome:
     """Measure an autoencoder on held-out activations, beside dictionaries that nobody learned.
 
-    The verdict: does it leave less of the variance unexplained than the best of random directions, principal axes and
-    the site's own axes do with as many active numbers?
+    The verdict: does it leave less of a token's state unexplained than the best of random directions, principal axes
+    and the site's own axes do with as many active numbers? Every token counts the same: where a few states lie very far
+    out, as in most models, one principal axis explains nearly all of the pooled variance.
     """
     autoencoder, store, sites = opened(model, spec.sae, spec.store)
     held, others = held_shards(autoencoder, store, spec.rows)
@@ -288,10 +289,12 @@ def _spread(values: Tensor) -> tuple[float, float, float]:
 
 
 def _verdict(result: Evaluated, tally: Tally, tallies: dict[str, Tally], seed: int) -> Verdict:
-    best = min(tallies, key=lambda name: result.baselines[name].fvu)
-    gained = bootstrap_ratio(tallies[best].error_W - tally.error_W, tally.variances, seed)
+    best = min(tallies, key=lambda name: result.baselines[name].fvu_by_row)
+    rival = result.baselines[best]
+    gained = bootstrap_ratio(tallies[best].ratio_W - tally.ratio_W, tally.rows_W, seed)
     return judge(
         gained, Interval(mean=0.0, low=0.0, high=0.0), direction="greater", seed=seed,
-        claim=f"{result.name} leaves less of {result.output_site or result.site} unexplained than the best dictionary "
-              f"that nobody learned, {best}, does with as many active numbers (difference of FVU, {result.fvu:.3g} "
-              f"against {result.baselines[best].fvu:.3g}, on the same {result.windows} held-out windows)")
+        claim=f"{result.name} leaves less of a token's {result.output_site or result.site} unexplained than the best "
+              f"dictionary that nobody learned, {best}, does with as many active numbers (difference of FVU by row, "
+              f"{result.own.fvu_by_row:.3g} against {rival.fvu_by_row:.3g}, on the same {result.windows} held-out "
+              f"windows; pooled FVU, most of which a few tokens may decide, {result.fvu:.3g} against {rival.fvu:.3g})")

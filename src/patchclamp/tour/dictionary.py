@@ -21,8 +21,8 @@ CHARACTERS, TOKENS = 1_500_000, 300_000
 STEPS, LATENTS = 400, 4096
 LINEAR, PENALTY = 1024, 0.5
 FEW, MANY = 512, 8192
-TRIED = 30
-"""Latents among which the best and the worst explained ones are looked for."""
+INDEXED, TRIED = 50_000, 30
+"""Tokens of the index; latents among which the best and the worst explained ones are looked for."""
 
 
 def store(model: Model, progress: Progress, folder: Path) -> str:
@@ -93,7 +93,7 @@ def index(model: Model, progress: Progress, folder: Path) -> str:
     from patchclamp.sae.index import index_features
 
     place = _out(folder, "index")
-    index_features(model, progress=progress, corpus=_out(folder, "docstrings.jsonl"), save=place, tokens=50_000,
+    index_features(model, progress=progress, corpus=_out(folder, "docstrings.jsonl"), save=place, tokens=INDEXED,
                    shard=64, sae=dictionary(model, progress, folder))
     return place
 
