@@ -27,8 +27,8 @@ def test_the_names_of_the_shipped_files():
     behaviours = ("ai", "flattery", "formality", "french", "refusal", "sentiment", "truth")
     assert example_names() == (
         "agreement", "agreement-validation", "antonym", *(f"behaviour-{name}" for name in behaviours), "capitalize",
-        "capitals", "country-capital", "first-of-three", "ioi", "neutral", "present-past", "singular-plural",
-        "two-hop", "words")
+        "capitals", "code-errors", "code-results", "country-capital", "first-of-three", "ioi", "neutral", "openings",
+        "present-past", "singular-plural", "speaker", "topics", "two-hop", "words")
 
 
 @pytest.mark.parametrize("name", ["antonym", "capitalize", "first-of-three", "present-past", "singular-plural"])
