@@ -139,6 +139,11 @@ def tiny_model(name: str, attention: str | None = None, double: bool = False):
     return wrap(hf, name)
 
 
+def unattached(name: str = "llama"):
+    """The tiny model, wrapped anew: what is attached to it is attached nowhere else."""
+    return wrap(tiny(name), name)
+
+
 def ids(n: int, seed: int = 0) -> tuple[int, ...]:
     """A prompt of `n` token ids, none of them special."""
     return tuple((i * 7 + seed * 13) % 90 + 5 for i in range(n))

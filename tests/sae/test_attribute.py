@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, wrap
+from tiny import unattached
 
 import patchclamp as pc
 from patchclamp.errors import SpecError
@@ -15,13 +15,9 @@ from patchclamp.sae.attribute import attribute_features, estimate
 L = 48
 
 
-def llama():
-    return wrap(tiny("llama"), "llama")
-
-
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory):
-    model, folder = llama(), tmp_path_factory.mktemp("sae") / "codes"
+    model, folder = unattached(), tmp_path_factory.mktemp("sae") / "codes"
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(L, model.d_model), dim=1)
     info = AutoencoderInfo(name="codes", architecture="relu", site="resid.1", model=model.name,
@@ -41,7 +37,7 @@ def prompts(tmp_path):
 
 def test_the_estimate_is_the_slope_of_taking_a_feature_out(sae, prompts):
     """Against a finite difference: a thousandth of the feature taken out by hand."""
-    model, autoencoder = llama(), Autoencoder.load(sae)
+    model, autoencoder = unattached(), Autoencoder.load(sae)
     model.attach(sae)
     choices = read_choices(model, prompts).kept
     found_L, active_L, explained = estimate(model, choices, pc.Site.parse("feature:codes.1@last"), Silent())
@@ -61,8 +57,8 @@ def test_the_estimate_is_the_slope_of_taking_a_feature_out(sae, prompts):
 
 
 def test_exact_effects_are_those_of_edits_by_hand(sae, prompts, tmp_path):
-    record = attribute_features(llama(), prompts=prompts, sae=sae, controls=4, shortlist=6, sizes=[1, 3])
-    result, model, autoencoder = record.result, llama(), Autoencoder.load(sae)
+    record = attribute_features(unattached(), prompts=prompts, sae=sae, controls=4, shortlist=6, sizes=[1, 3])
+    result, model, autoencoder = record.result, unattached(), Autoencoder.load(sae)
     choices = read_choices(model, prompts)
     from patchclamp.evidence.choices import halves
 
@@ -88,4 +84,4 @@ def test_an_autoencoder_that_says_nothing_has_no_feature_to_take_out(sae, prompt
     dead = Autoencoder.load(sae)
     folder = Autoencoder(dead.info, dead.tensors | {"b_enc": torch.full((L,), -1e6)}).save(tmp_path / "dead").parent
     with pytest.raises(SpecError, match="no feature"):
-        attribute_features(llama(), prompts=prompts, sae=str(folder))
+        attribute_features(unattached(), prompts=prompts, sae=str(folder))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, wrap
+from tiny import unattached
 
 import patchclamp as pc
 from patchclamp.corpus.pack import pack
@@ -23,18 +23,13 @@ from patchclamp.sae.written import FILE, Features
 L, LENGTH = 40, 16
 
 
-def llama():
-    """One to which nothing is attached yet."""
-    return wrap(tiny("llama"), "llama")
-
-
 QUICK = {"length": LENGTH, "top": 5, "places": 300, "batch": 8, "shard": 40}
 
 
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory):
     """Random directions with biases that leave few active; the last one never is."""
-    model, folder = llama(), tmp_path_factory.mktemp("sae") / "codes"
+    model, folder = unattached(), tmp_path_factory.mktemp("sae") / "codes"
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(L, model.d_model), dim=1)
     values = model.capture([f"w{i} w{i + 3} w{i * 2 % 50}" for i in range(20)], ["resid.1"])["resid.1"].flatten(0, 1)
@@ -50,13 +45,13 @@ def sae(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(sae, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("index") / "i"
-    return index_features(llama(), corpus=corpus, save=str(folder), sae=sae, **QUICK), str(folder)
+    return index_features(unattached(), corpus=corpus, save=str(folder), sae=sae, **QUICK), str(folder)
 
 
 @pytest.fixture(scope="module")
 def brute(sae, corpus):
     """Every code, [windows, tokens, features], from plain captures."""
-    model, autoencoder = llama(), Autoencoder.load(sae)
+    model, autoencoder = unattached(), Autoencoder.load(sae)
     windows = pack(model, corpus, LENGTH, 10_000)
     return np.stack([autoencoder.encode(model.capture([ids], ["resid.1"])["resid.1"][0]).numpy() for ids in windows])
 
@@ -65,10 +60,13 @@ def test_the_index_is_what_brute_force_finds(made, brute):
     record, folder = made
     found = Index(folder)
     assert found.manifest.sites == ("feature:codes.1",)
-    own = brute[:, 1:].reshape(-1, L)
-    assert record.result.active == pytest.approx((own > 0).mean(0), abs=1e-9)
-    assert record.result.dead == 1 and record.result.l0 == pytest.approx((own > 0).sum(1).mean())
-    for unit, got in enumerate(found.units(pc.Site.parse("feature:codes.1"), range(L))):
+    own, site = brute[:, 1:].reshape(-1, L), pc.Site.parse("feature:codes.1")
+    shares = (own > 0).mean(0)
+    assert found.columns(site, ["active"])["active"] == pytest.approx(shares)
+    assert record.result.median == pytest.approx(np.median(shares[shares > 0])) and sum(record.result.density) == L
+    assert record.result.dead == record.result.density[0] == 1
+    assert record.result.l0 == pytest.approx((own > 0).sum(1).mean())
+    for unit, got in enumerate(found.units(site, range(L))):
         assert got.unit == unit and got.high == pytest.approx(own[:, unit].max(), rel=1e-4, abs=1e-6)
         best = brute[:, 1:, unit].max(1)
         assert [peak.value for peak in got.top] == pytest.approx(sorted(best, reverse=True)[:5], rel=1e-4, abs=1e-6)
@@ -78,7 +76,7 @@ def test_the_index_is_what_brute_force_finds(made, brute):
 
 def test_what_a_feature_writes_is_its_direction_unembedded(made, sae):
     """Against the difference of two logits, one with a little of the direction in the last stream."""
-    model, autoencoder, table = llama(), Autoencoder.load(sae), Features(Index(made[1]))
+    model, autoencoder, table = unattached(), Autoencoder.load(sae), Features(Index(made[1]))
     windows = Index(made[1]).windows(range(4))
     rows = torch.cat([model.capture([ids], ["resid.2"])["resid.2"][0, 1:] for ids in windows])
     usual = rows[rows.norm(dim=1).argsort()[len(rows) // 2]]
@@ -102,21 +100,21 @@ def test_the_dead_are_nobodys_neighbours(made, sae):
 
 
 def test_features_are_shown_with_their_text_and_directions(made, sae, tmp_path):
-    record = show_features(llama(), features=["7", "feature:codes.1.3"], index=made[1], sae=sae, top=3)
+    record = show_features(unattached(), features=["7", "feature:codes.1.3"], index=made[1], sae=sae, top=3)
     first, second = record.result.features
     assert first.examples.site == "feature:codes.1.7" and second.examples.site == "feature:codes.1.3"
     assert len(first.examples.top) == 3 and first.read_write_cosine == pytest.approx(1)
     for window in first.examples.top:
         assert window.activations[window.at] == pytest.approx(window.value, rel=1e-3, abs=1e-5)
     assert len(first.promotes) == 10 and len(first.neighbours) == 5 and record.verdict is not None
-    assert record.passages() if hasattr(record, "passages") else record.result.passages()
+    assert len(record.result.passages()) >= 6
     assert record.save(tmp_path / "s.svg").read_text().startswith("<svg") and len(record.table()) == 2
     assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
 def test_examples_of_features_are_those_of_neurons_methods(made, sae):
     """`neurons examples` takes a feature as it takes a neuron."""
-    model = llama()
+    model = unattached()
     model.attach(sae)
     found = examples(model, sites=["feature.1.7"], index=made[1]).result.neurons[0]
     assert found.high == pytest.approx(Index(made[1]).units(pc.Site.parse("feature:codes.1"), [7])[0].high)
@@ -125,7 +123,7 @@ def test_examples_of_features_are_those_of_neurons_methods(made, sae):
 
 def test_a_text_finds_the_feature_that_is_rarely_as_active(made, sae, brute):
     """Brute force: the share of tokens at which a feature is as active as at the text's best one."""
-    model, autoencoder = llama(), Autoencoder.load(sae)
+    model, autoencoder = unattached(), Autoencoder.load(sae)
     record = search_features(model, text="w11 w44", index=made[1], sae=sae, top=5, windows=1)
     hits = [hit for hit in record.result.hits if hit.by == "active"]
     ids, skip = prefixed(model, "w11 w44")
@@ -145,7 +143,7 @@ def test_a_text_finds_the_feature_that_is_rarely_as_active(made, sae, brute):
 
 
 def test_a_word_finds_the_features_that_promote_it(made, sae, tmp_path):
-    model, table = llama(), Features(Index(made[1]))
+    model, table = unattached(), Features(Index(made[1]))
     token = table.written(5).promoted[0][0]
     record = search_features(model, text=model.say(token).strip(), index=made[1], sae=sae, top=L)
     hits = {hit.feature: hit for hit in record.result.hits if hit.by == "promotes"}
@@ -156,7 +154,7 @@ def test_a_word_finds_the_features_that_promote_it(made, sae, tmp_path):
 
 def test_the_feature_that_is_a_label_is_found(sae, tmp_path):
     """Texts are labelled by whether one feature is active in them, so that one is found."""
-    model, autoencoder = llama(), Autoencoder.load(sae)
+    model, autoencoder = unattached(), Autoencoder.load(sae)
     texts = [f"w{i} w{i * 7 % 60} w{i * 3 % 60}" for i in range(60)]
     values = [model.capture([text], ["resid.1"])["resid.1"][0, 1:] for text in texts]
     codes = np.array([autoencoder.encode(value)[:, 9].amax() for value in values])
@@ -174,7 +172,7 @@ def test_several_processes_make_the_same_index(corpus, model_folder, tmp_path, s
     folder = Autoencoder(info, Autoencoder.load(sae).tensors).save(tmp_path / "own").parent
     one, two = (index_features(pc.load(model_folder), corpus=corpus, save=str(tmp_path / f"i{n}"), sae=str(folder),
                                workers=n, **QUICK).result for n in (1, 2))
-    assert one.active == two.active
+    assert (one.density, one.l0) == (two.density, two.l0)
     site = pc.Site.parse("feature:codes.1")
     first, second = (Index(tmp_path / f"i{n}").units(site, range(L)) for n in (1, 2))
     assert [u.top for u in first] == [u.top for u in second]
@@ -191,30 +189,30 @@ def test_several_processes_make_the_same_index(corpus, model_folder, tmp_path, s
 ])
 def test_wrong_questions_are_refused(made, sae, ask, error, says):
     with pytest.raises(error, match=says):
-        ask(llama(), made[1], sae)
+        ask(unattached(), made[1], sae)
 
 
 def test_an_index_of_something_else_is_refused(made, sae, corpus, tmp_path):
-    model = llama()
+    model = unattached()
     index_neurons(model, corpus=corpus, save=str(tmp_path / "n"), layers=[1], **QUICK)
     with pytest.raises(SpecError, match="index of neurons"):
         show_features(model, features=["3"], index=str(tmp_path / "n"), sae=sae)
     other = Autoencoder.load(sae)
     changed = Autoencoder(other.info, other.tensors | {"b_enc": other.b_enc + 1}).save(tmp_path / "other").parent
     with pytest.raises(SpecError, match="another autoencoder"):
-        show_features(llama(), features=["3"], index=made[1], sae=str(changed))
+        show_features(unattached(), features=["3"], index=made[1], sae=str(changed))
     with pytest.raises(SpecError, match="other settings"):
-        index_features(llama(), corpus=corpus, save=made[1], sae=str(changed), **QUICK)
+        index_features(unattached(), corpus=corpus, save=made[1], sae=str(changed), **QUICK)
 
 
 def test_a_table_that_is_missing_or_damaged_is_named(sae, corpus, tmp_path):
     folder = tmp_path / "i"
-    index_features(llama(), corpus=corpus, save=str(folder), sae=sae, **QUICK)
+    index_features(unattached(), corpus=corpus, save=str(folder), sae=sae, **QUICK)
     (folder / FILE).write_bytes(b"half a file")
     with pytest.raises(FileError, match="damaged"):
-        show_features(llama(), features=["3"], index=str(folder), sae=sae)
+        show_features(unattached(), features=["3"], index=str(folder), sae=sae)
     (folder / FILE).unlink()
     with pytest.raises(FileError, match="sae index"):
-        show_features(llama(), features=["3"], index=str(folder), sae=sae)
-    index_features(llama(), corpus=corpus, save=str(folder), sae=sae, **QUICK)
-    assert show_features(llama(), features=["3"], index=str(folder), sae=sae).result.features
+        show_features(unattached(), features=["3"], index=str(folder), sae=sae)
+    index_features(unattached(), corpus=corpus, save=str(folder), sae=sae, **QUICK)
+    assert show_features(unattached(), features=["3"], index=str(folder), sae=sae).result.features

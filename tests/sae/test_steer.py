@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny, wrap
+from tiny import unattached
 
 import patchclamp as pc
 from patchclamp.errors import FileError, SpecError
@@ -15,14 +15,10 @@ PROMPTS = "".join(f"w{i} w{i + 2} w{i * 5 % 60}\n" for i in range(18))
 QUICK = {"max_new_tokens": 5, "controls": 3, "strengths": [1.0, 4.0], "tokens": 3000, "length": 16}
 
 
-def llama():
-    return wrap(tiny("llama"), "llama")
-
-
 @pytest.fixture(scope="module")
 def sae(tmp_path_factory):
     """Feature 5 is what raises the logit of w33 most, as far as the last block's stream is concerned."""
-    model, folder = llama(), tmp_path_factory.mktemp("sae") / "codes"
+    model, folder = unattached(), tmp_path_factory.mktemp("sae") / "codes"
     torch.manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(L, model.d_model), dim=1)
     weight = model.hf.lm_head.weight.detach() * model.hf.model.norm.weight.detach()
@@ -46,7 +42,7 @@ def prompts(tmp_path):
 
 
 def test_the_concept_appears_and_with_random_features_it_does_not(sae, prompts, corpus, tmp_path):
-    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus, words=["w33w33w33w33"],
+    record = steer_feature(unattached(), feature="5", sae=sae, prompts=prompts, corpus=corpus, words=["w33w33w33w33"],
                    **QUICK | {"max_new_tokens": 4, "strengths": [8.0, 30.0], "controls": 19})
     result = record.result
     assert result.measure == "words" and result.steered.mean > 0.9 and result.base.mean < 0.3
@@ -58,10 +54,10 @@ def test_the_concept_appears_and_with_random_features_it_does_not(sae, prompts, 
 
 def test_what_is_written_is_what_the_edit_by_hand_writes(sae, prompts, corpus):
     """Against generation with a hook that adds strength · greatest activation · direction to the block's output."""
-    model = llama()
+    model = unattached()
     result = steer_feature(model, feature="feature.2.5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
     shift = Autoencoder.load(sae).directions[5] * result.strength * result.greatest
-    plain = llama()
+    plain = unattached()
 
     def add(module, args, output):
         return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
@@ -78,10 +74,10 @@ def test_what_is_written_is_what_the_edit_by_hand_writes(sae, prompts, corpus):
 
 
 def test_a_text_is_read_again_by_the_unsteered_model(sae, prompts, corpus):
-    model, autoencoder = llama(), Autoencoder.load(sae)
+    model, autoencoder = unattached(), Autoencoder.load(sae)
     result = steer_feature(model, feature="5", sae=sae, prompts=prompts, corpus=corpus, **QUICK).result
     assert result.measure == "reread"
-    plain, found = llama(), []
+    plain, found = unattached(), []
     for one in result.texts:
         ids = plain.encode(one.prompt).ids
         said = plain.generate(one.prompt, max_new_tokens=5)
@@ -91,7 +87,7 @@ def test_a_text_is_read_again_by_the_unsteered_model(sae, prompts, corpus):
 
 
 def test_subtracting_chooses_where_it_shows_least(sae, prompts, corpus):
-    record = steer_feature(llama(), feature="5", sae=sae, prompts=prompts, corpus=corpus,
+    record = steer_feature(unattached(), feature="5", sae=sae, prompts=prompts, corpus=corpus,
                            **QUICK | {"strengths": [-1.0, -4.0]})
     assert record.result.strength < 0 and "subtracting" in record.verdict.reason
     best = min(record.result.tried[1:], key=lambda one: one.shown + one.degenerate)
@@ -107,10 +103,11 @@ def test_subtracting_chooses_where_it_shows_least(sae, prompts, corpus):
 ])
 def test_wrong_questions_are_refused(sae, prompts, corpus, fields, error, says):
     with pytest.raises(error, match=says):
-        steer_feature(llama(), **{"feature": "5", "sae": sae, "prompts": prompts, "corpus": corpus, **QUICK, **fields})
+        steer_feature(unattached(), **{"feature": "5", "sae": sae, "prompts": prompts, "corpus": corpus, **QUICK,
+                                       **fields})
 
 
 def test_few_prompts_are_refused(sae, tmp_path, corpus):
     (tmp_path / "few.txt").write_text("w1 w2\nw3 w4\n")
     with pytest.raises(SpecError, match="12 are needed"):
-        steer_feature(llama(), feature="5", sae=sae, prompts=str(tmp_path / "few.txt"), corpus=corpus, **QUICK)
+        steer_feature(unattached(), feature="5", sae=sae, prompts=str(tmp_path / "few.txt"), corpus=corpus, **QUICK)

@@ -49,6 +49,28 @@ def test_docstrings_are_texts_in_an_order_that_depends_on_nothing(tmp_path):
     assert first == second and len(texts) == len(set(texts)) and sum(map(len, texts)) >= 100_000
 
 
+@pytest.mark.weights
+@pytest.mark.slow
+def test_the_dictionarys_stops_run_with_a_small_one(tmp_path, monkeypatch):
+    """Stops that make what others use, on a small part of the work."""
+    from patchclamp.tour import dictionary
+
+    small = {"CHARACTERS": 60_000, "TOKENS": 12_000, "A_SHARD": 10, "STEPS": 4, "LATENTS": 256, "TRIED": 12,
+             "INDEXED": 9_000}
+    for name, value in small.items():
+        monkeypatch.setattr(dictionary, name, value)
+    wanted = ("Learning a dictionary", "Without a penalty it is just a linear layer",
+              "A feature that means something, and one that does not", "A feature for what Python says then?",
+              "Correct code that fails")
+    stops = [stop for stop in DICTIONARY if stop.heading in wanted]
+    assert len(stops) == len(wanted)
+    take(tmp_path, Silent(), lambda _: None, stops)
+    records = [json.loads(path.read_text()) for path in sorted((tmp_path / "records").iterdir())]
+    assert [record["method"] for record in records] == [stop.method for stop in stops]
+    found, steered = (next(r["result"] for r in records if r["method"] == name) for name in ("sae.find", "sae.steer"))
+    assert found["ranking"][0]["site"].startswith(steered["feature"])
+
+
 def test_neurons_are_chosen_on_sentences_the_report_does_not_use():
     chosen_on = read_rows("example:agreement-validation", ChoiceRow)
     reported_on = read_rows("example:agreement", ChoiceRow)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from patchclamp.charts.examples import unit_chart
@@ -22,23 +21,21 @@ SHOWN = 4
 """Features that are drawn."""
 
 
-def density_chart(active: list[float], title: str) -> alt.Chart:
-    """How often features are active, on a logarithmic scale; those that never are, at the left end."""
-    least = min((share for share in active if share), default=1e-6) / 3
-    edges = 10 ** np.arange(np.floor(np.log10(least) * 4) / 4, 0.01, 0.25)
-    counts, _ = np.histogram(np.maximum(active, edges[0]), np.append(edges, 1.01))
-    ends = np.append(edges[1:], 1.0)
-    rows = [{"from": low, "to": high, "features": int(count)}
-            for low, high, count in zip(edges, ends, counts, strict=True) if high > low]
+def density_chart(edges: list[float], counts: list[int], title: str) -> alt.Chart:
+    """How often latents are active, on a logarithmic scale; the first bin, below the first edge, holds the dead."""
+    ends = [edges[0] ** 2 / edges[1], *edges]
+    rows = [{"from": low, "to": high, "latents": count}
+            for low, high, count in zip(ends[:-1], ends[1:], counts, strict=False)]
     return alt.Chart(pd.DataFrame(rows), title=title).mark_bar(color=EFFECT, stroke="white").encode(
-        alt.X("from:Q", scale=alt.Scale(type="log"), title="share of tokens", axis=alt.Axis(format="~g")), x2="to:Q",
-        y=alt.Y("features:Q"), y2=alt.datum(0), tooltip=["from", "to", "features"]).properties(width=520, height=150)
+        alt.X("from:Q", scale=alt.Scale(type="log"), title="active on a share of", axis=alt.Axis(format="~g")),
+        x2="to:Q", y=alt.Y("latents:Q"), y2=alt.datum(0), tooltip=["from", "to", "latents"],
+    ).properties(width=520, height=150)
 
 
 def indexed_chart(result: IndexedFeatures) -> alt.TopLevelMixin:
     """How often features are active."""
     title = f"{result.site}: {result.features:,} features over {result.tokens:,} tokens, {result.dead:,} never active"
-    return styled(density_chart(result.active, title))
+    return styled(density_chart(result.density_edges, result.density, title))
 
 
 def shown_chart(result: Shown) -> alt.TopLevelMixin:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import pandas as pd
 
+from patchclamp.charts.features import density_chart
 from patchclamp.charts.style import CATEGORY, CONTROL, EFFECT, styled
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def evaluated_chart(result: Evaluated) -> alt.TopLevelMixin:
     if result.ce_recovered is not None:
         charts += [_beside(result, "ce_recovered", "CE recovered, from zero"),
                    _beside(result, "ce_recovered_from_mean", "CE recovered, from the mean")]
-    rows: list[Any] = [alt.hconcat(*charts), _density(result)]
+    title = (f"how often each of {result.latents:,} latents is active on {result.rows:,} held-out rows "
+             f"({result.dead_fraction:.1%} never)")
+    rows: list[Any] = [alt.hconcat(*charts), density_chart(result.density_edges, result.density, title)]
     if result.probes:
         rows.append(_probes(result))
     return styled(alt.vconcat(*rows))
@@ -78,17 +81,6 @@ def _beside(result: Evaluated, name: str, title: str) -> alt.LayerChart:
         color=alt.condition("datum.own", alt.value(EFFECT), alt.value(CONTROL)))
     spans = base.mark_rule().encode(alt.X("low:Q", title=title), x2="high:Q")
     return (bars + spans).properties(width=180, height=110)
-
-
-def _density(result: Evaluated) -> alt.Chart:
-    edges = [result.density_edges[0] / 10**0.25, *result.density_edges]
-    data = pd.DataFrame([{"from": low, "to": high, "latents": count}
-                         for low, high, count in zip(edges[:-1], edges[1:], result.density, strict=False)])
-    title = (f"how often each of {result.latents:,} latents is active on {result.rows:,} held-out rows "
-             f"({result.dead_fraction:.1%} never)")
-    return alt.Chart(data, title=title).mark_bar(color=EFFECT, stroke="white").encode(
-        alt.X("from:Q", scale=alt.Scale(type="log"), title="share of rows", axis=alt.Axis(format="~g")), x2="to:Q",
-        y=alt.Y("latents:Q"), y2=alt.datum(0), tooltip=["from", "to", "latents"]).properties(width=520, height=150)
 
 
 def _probes(result: Evaluated) -> alt.Chart:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchclamp.corpus.found import BATCH, Window, span
 from patchclamp.corpus.pack import Ids
+from patchclamp.corpus.scoring import active_from
 from patchclamp.corpus.windows import SKIP
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Site
@@ -51,13 +52,9 @@ class Held:
         return values
 
     def active_from(self, site: Site, unit: int) -> float:
-        """The activation from which a unit counts as active: its 99 % quantile, or what is above that of one that is
-        silent more often."""
-        values_WT = self.of(site, unit)[:, SKIP:]
-        threshold, middle = np.quantile(values_WT, [0.99, 0.5])
-        if threshold <= middle:
-            threshold = np.nextafter(np.float32(threshold), np.float32(np.inf))
-        return float(threshold)
+        """The activation from which a unit counts as active (`scoring.py`)."""
+        high, middle = np.quantile(self.of(site, unit)[:, SKIP:], [0.99, 0.5])
+        return active_from(float(high), float(middle))
 
     def texts(self, site: Site, unit: int, half: int, n: int, context: int, seed: int) -> Texts:
         """`n` windows of the greatest activation, `n` places drawn from everywhere, and one from each tenth of the

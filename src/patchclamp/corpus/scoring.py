@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from patchclamp.corpus.found import Window
-from patchclamp.corpus.table import QUANTILES, Unit
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
@@ -100,12 +99,11 @@ def trial(
     return Trial(threshold, firing[:n], quiet[:n], whole, right, wrong)
 
 
-def active_from(unit: Unit) -> float:
-    """The activation from which a unit counts as active: its 99 % quantile, or what is above that of one that is silent
-    more often."""
-    quantiles = dict(zip(QUANTILES, unit.quantiles, strict=True))
-    threshold = quantiles[0.99]
-    if threshold <= quantiles[0.5]:  # silent nearly everywhere: whatever lies above that is active
+def active_from(high: float, middle: float) -> float:
+    """The activation from which a unit counts as active, from its 99 % quantile and its median: the former, or what is
+    above that of one that is silent more often."""
+    threshold = high
+    if threshold <= middle:  # silent nearly everywhere: whatever lies above that is active
         threshold = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
     return float(threshold)
 

@@ -66,7 +66,7 @@ class IndexManifest(IndexSettings, Manifest):
     """The plan of an index."""
 
     what = "an index"
-    made_by = "patchclamp neurons index"  # or sae index
+    made_by = "patchclamp neurons index, or sae index,"
 
     sample: tuple[int, ...]
     """Places (window · length + position) whose values are kept, drawn from all but the first of each window."""
@@ -285,13 +285,13 @@ class Index:
 
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise FileError(f"there is no folder {self.folder}; `patchclamp neurons index CORPUS --save FOLDER` makes "
-                            "an index")
+            raise FileError(f"there is no folder {self.folder}; `patchclamp neurons index CORPUS --save FOLDER` or "
+                            "`sae index` makes an index")
         self.manifest = read_manifest(self.folder, IndexManifest)
         path = self.folder / INDEX
         if not path.is_file():
-            raise FileError(f"the index in {self.folder} is not finished; run the same `patchclamp neurons index` "
-                            "command again, which goes on where it was")
+            raise FileError(f"the index in {self.folder} is not finished; run the command that made it again, "
+                            "which goes on where it was")
         try:
             self._file = pyarrow.parquet.ParquetFile(path)
         except (pyarrow.ArrowException, OSError) as error:

@@ -5,7 +5,9 @@ Shape suffixes: N prompts, U units, P labellings.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,3 +65,20 @@ def adjusted_p(observed_U: np.ndarray, null_P: np.ndarray) -> np.ndarray:
     ordered = np.sort(null_P)
     beyond_U = len(ordered) - np.searchsorted(ordered, observed_U - ROUNDING, side="left")
     return (1 + beyond_U) / (1 + len(ordered))
+
+
+def half_of_each(labels_N: np.ndarray, sides: Iterable[Any], seed: int) -> np.ndarray:
+    """Which prompts something is found with, [N]: a random half of each side's, the larger if it is odd. The others are
+    for trying it."""
+    generator, first_N = np.random.default_rng(seed), np.zeros(len(labels_N), dtype=bool)
+    for side in sides:
+        own = np.flatnonzero(labels_N == side)
+        first_N[generator.permutation(own)[: (len(own) + 1) // 2]] = True
+    return first_N
+
+
+def rank_correlation(first_N: np.ndarray, second_N: np.ndarray) -> float:
+    """Spearman's; NaN of fewer than two."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(first_N, second_N).statistic) if len(first_N) > 1 else math.nan

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from patchclamp.errors import InputError, SpecError
-from patchclamp.evidence.association import Association, adjusted_p, shuffled, strength
+from patchclamp.evidence.association import Association, adjusted_p, half_of_each, shuffled, strength
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Part, Progress, Result
@@ -194,16 +194,13 @@ def _null(
 
 def _finding(labels_N: np.ndarray, spec: FindSpec) -> np.ndarray:
     """Which prompts units are found with: a random half of either side. SpecError if there are too few."""
-    generator = np.random.default_rng(spec.seed)
-    first_N = np.zeros(len(labels_N), dtype=bool)
     for side in (True, False):
-        indices = np.flatnonzero(labels_N == side)
-        if len(indices) < 2 * FEWEST:
+        count = int((labels_N == side).sum())
+        if count < 2 * FEWEST:
             name = "with the label" if side else "without it"
-            raise SpecError(f"{spec.source}: {len(indices)} prompts {name} are too few; half of them are for finding "
+            raise SpecError(f"{spec.source}: {count} prompts {name} are too few; half of them are for finding "
                             f"units and half for testing, at least {FEWEST} each")
-        first_N[generator.permutation(indices)[: (len(indices) + 1) // 2]] = True
-    return first_N
+    return half_of_each(labels_N, (True, False), spec.seed)
 
 
 def _activations(

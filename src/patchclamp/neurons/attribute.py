@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.association import rank_correlation
 from patchclamp.evidence.choices import FEWEST, Choice, ChoicesSpec, drawn, halves, read_choices, score_unedited
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -153,7 +154,8 @@ def attribute_neurons(model: Model, spec: AttributeSpec, progress: Progress) -> 
     off_target = drawn(choices.others, spec.limit, spec.seed)
     others = _tested(model, spec, [sites[i] for i in order], off_target, texts, progress)
     result = Attribution(
-        ranking=ranking, spearman=_spearman(estimated, exact), recall=_recall(exact, listed) if spec.sweep else None,
+        ranking=ranking, spearman=rank_correlation(estimated, exact),
+        recall=_recall(exact, listed) if spec.sweep else None,
         groups=[m.group for m in tested.groups], right=tested.right, others=[m.group for m in others.groups],
         others_right=others.right if choices.others else None, prompts=len(finding), heldout=len(testing),
         skipped=choices.skipped,
@@ -258,12 +260,6 @@ def _tested(
     sizes = sorted({min(k, len(sites)) for k in spec.sizes})
     groups = [measure_group(way, base, sites[:k], sites[: sizes[-1]], controls, progress) for k in sizes]
     return Tested(groups, float(base.right.mean()))
-
-
-def _spearman(estimated: np.ndarray, exact: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(estimated, exact).statistic) if len(exact) > 1 else math.nan
 
 
 def _recall(exact: np.ndarray, listed: Sequence[int]) -> Recall:

@@ -18,6 +18,7 @@ from patchclamp.corpus.found import Found, TextSpec, Window, check_unit, read_te
 from patchclamp.corpus.rules import Rule, learn
 from patchclamp.corpus.scoring import Answers, Explanation, Score, Trial, active_from, answers, one_each, trial
 from patchclamp.corpus.shown import UnitTexts, texts_of
+from patchclamp.corpus.table import QUANTILES
 from patchclamp.errors import ModelError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
 from patchclamp.evidence.cli_hints import Positional
@@ -237,7 +238,8 @@ def _material(
     kept = KEPT if is_own else KEPT // 2
     shown = texts_of(model, site, found, "shown", top=kept, tenth=A_TENTH if is_own else 1,
                      random_windows=kept, context=spec.context, seed=spec.seed, progress=progress)
-    return Material(shown, active_from(known))
+    quantiles = dict(zip(QUANTILES, known.quantiles, strict=True))
+    return Material(shown, active_from(quantiles[0.99], quantiles[0.5]))
 
 
 def _rule(one: Material) -> Rule:

@@ -7,7 +7,6 @@ effect is reported beside the features'. Marks et al. 2024, "Sparse Feature Circ
 are no control if they are silent, so controls are drawn from those active on about as many of the finding rows.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.errors import SpecError
+from patchclamp.evidence.association import rank_correlation
 from patchclamp.evidence.bootstrap import bootstrap_mean, control_range
 from patchclamp.evidence.choices import FEWEST, Choice, ChoicesSpec, halves, read_choices, score, score_unedited
 from patchclamp.evidence.cli_hints import CommaList
@@ -128,7 +128,7 @@ def attribute_features(model: Model, spec: AttributeSpec, progress: Progress) ->
     found = [_group(model, whole, ordered[:k], active_L, ordered[: max(spec.sizes)], testing, base.logit_difference,
                     spec, progress) for k in sorted({min(k, len(ordered)) for k in spec.sizes})]
     result = FeatureAttribution(
-        ranking=ranking, spearman=_spearman(estimates_L[listed], exact), groups=[group for group, _, _ in found],
+        ranking=ranking, spearman=rank_correlation(estimates_L[listed], exact), groups=[group for group, _, _ in found],
         explained=explained, right=float(base.right.mean()), prompts=len(finding), heldout=len(testing),
         skipped=choices.skipped)
     group, own_N, random_GN = found[-1]
@@ -219,9 +219,3 @@ def _matched(
             group.append(int(generator.choice([one for one in nearest if one not in group])))
         found.append(group)
     return found
-
-
-def _spearman(estimated: np.ndarray, exact: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(estimated, exact).statistic) if len(exact) > 2 else math.nan

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 
-FEWEST = 2
-
 
 def random_dictionary(rows_ND: Tensor, n_latents: int, k: int, like: AutoencoderInfo, seed: int) -> Autoencoder:
     """Random directions. The factor minimises the error on `rows_ND`."""

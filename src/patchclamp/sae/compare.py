@@ -24,7 +24,7 @@ from patchclamp.corpus.rules import learn
 from patchclamp.corpus.scoring import Answers, answers, trial
 from patchclamp.corpus.windows import window_ids
 from patchclamp.errors import FileError, SpecError
-from patchclamp.evidence.association import associate, scores, shuffled
+from patchclamp.evidence.association import associate, half_of_each, scores, shuffled
 from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
@@ -32,9 +32,8 @@ from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Model, Plan, Site
 from patchclamp.forward.prepare import check_site
 from patchclamp.sae.attached import attached
-from patchclamp.sae.evaluate import held_shards, opened, rows_of
 from patchclamp.sae.quality import Quality, Tally, take_in
-from patchclamp.sae.store import ActivationStore
+from patchclamp.sae.store import ActivationStore, opened
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import LabelledRow
@@ -170,8 +169,8 @@ def compare_autoencoders(model: Model, spec: CompareSpec, progress: Progress) ->
 def _tally(model: Model, folder: str, spec: CompareSpec) -> Tally:
     autoencoder, store, sites = opened(model, folder, spec.store)
     tally = Tally(autoencoder.n_latents)
-    for shard in held_shards(autoencoder, store, spec.rows)[0]:
-        take_in(tally, autoencoder, rows_of(store, shard, sites)[0])
+    for shard in store.held_out(autoencoder, spec.rows)[0]:
+        take_in(tally, autoencoder, store.with_windows(shard, sites)[0])
     return tally
 
 
@@ -253,7 +252,7 @@ def _concepts(
                         f"more; the rarest, {names[counts.argmin()]!r}, is on {counts.min()}")
     found: list[Concept] = [Concept(label=str(name), texts=int(count), best={}, auroc={})
                             for name, count in zip(names, counts, strict=True)]
-    first_N = _half(labels_N, spec.seed)
+    first_N = half_of_each(labels_N, names, spec.seed)
     hits = {}
     for site in whole:
         codes_NL = _codes(model, site, [row.text for row in rows], progress)
@@ -267,14 +266,6 @@ def _concepts(
         share = float(np.mean([one.auroc[site.name or ""] >= A_FEATURE for one in found]))
         hits[str(site)] = share, float(np.mean(chance))
     return found, hits
-
-
-def _half(labels_N: np.ndarray, seed: int) -> np.ndarray:
-    generator, first_N = np.random.default_rng(seed), np.zeros(len(labels_N), dtype=bool)
-    for name in np.unique(labels_N):
-        own = generator.permutation(np.flatnonzero(labels_N == name))
-        first_N[own[: (len(own) + 1) // 2]] = True
-    return first_N
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.corpus.windows import window_ids
-from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_ratio
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
@@ -25,8 +24,8 @@ from patchclamp.sae.baselines import BASELINES
 from patchclamp.sae.effect import Ids, Losses, losses
 from patchclamp.sae.neighbours import neighbours
 from patchclamp.sae.probing import Probed, probe
-from patchclamp.sae.quality import Tally, take_in
-from patchclamp.sae.store import PLACES, ActivationStore
+from patchclamp.sae.quality import FREQUENCIES, Tally, density, take_in
+from patchclamp.sae.store import ActivationStore, opened
 from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 FIT_ROWS = 65_536
 """Rows that baselines are made from: others than they are tried on."""
-FREQUENCIES = tuple(10 ** (step / 4) for step in range(-24, 1))
-"""Between the bins of the density histogram."""
 COMPARED = 4096
 """Latents whose nearest other is looked for."""
 ABLATIONS = ("zero", "mean")
@@ -153,9 +150,9 @@ def evaluate_autoencoder(model: Model, spec: EvaluateSpec, progress: Progress) -
     out, as in most models, one principal axis explains nearly all of the pooled variance.
     """
     autoencoder, store, sites = opened(model, spec.sae, spec.store)
-    held, others = held_shards(autoencoder, store, spec.rows)
+    held, others = store.held_out(autoencoder, spec.rows)
     unseen = autoencoder.info.store != store.manifest.identity or bool(autoencoder.info.held_out)
-    rows_N = [rows_of(store, shard, sites) for shard in held]
+    rows_N = [store.with_windows(shard, sites) for shard in held]
     numbers = sorted({int(n) for _, windows_N in rows_N for n in windows_N.unique()})
     known_ND = _fit_rows(store, others or held, sites[-1])
     known_D = known_ND.mean(0, dtype=torch.float64).float()
@@ -178,37 +175,6 @@ def evaluate_autoencoder(model: Model, spec: EvaluateSpec, progress: Progress) -
         "probes": [probe(model, path, autoencoder, rivals["random"], spec.seed, progress) for path in spec.labelled],
     })
     return result, _verdict(result, tally, tallies, spec.seed)
-
-
-def opened(model: Model, sae: str, store: str) -> tuple[Autoencoder, ActivationStore, tuple[str, ...]]:
-    """The autoencoder, the store, and the site it reads and, of a transcoder, that it writes. SpecError if they do not
-    belong to the model; SiteError if the store lacks a site."""
-    autoencoder, activations = Autoencoder.load(sae), ActivationStore(store)
-    for what, weights, name in ((f"the autoencoder {autoencoder.info.name}", autoencoder.info.weights,
-                                 autoencoder.info.model),
-                                (f"the store {store}", activations.manifest.weights, activations.manifest.model)):
-        if weights != model.weights_hash:
-            raise SpecError(f"{what} belongs to {name} (weights {weights[:12]}), not to {model.name} "
-                            f"({model.weights_hash[:12]}); load that model")
-    names = [autoencoder.info.site, *([autoencoder.info.output_site] if autoencoder.info.output_site else [])]
-    return autoencoder, activations, tuple(activations.check_site(name) for name in names)
-
-
-def held_shards(autoencoder: Autoencoder, store: ActivationStore, rows: int) -> tuple[list[int], list[int]]:
-    """Shards to look at, and others that baselines are made from. SpecError if nothing would be left for those."""
-    every = range(store.manifest.shards)
-    is_own = autoencoder.info.store == store.manifest.identity and autoencoder.info.held_out
-    offered = list(autoencoder.info.held_out) if is_own else list(reversed(every))
-    held: list[int] = []
-    for shard in offered:
-        if sum(store.counts[one] for one in held) < rows and len(held) < max(1, len(every) - 1):
-            held.append(shard)
-    return held, [shard for shard in every if shard not in held]
-
-
-def rows_of(store: ActivationStore, shard: int, sites: Sequence[str]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """A shard's rows of each site, and the window of each row."""
-    return store.reader(sites)(shard), store.read(shard, [PLACES])[PLACES] // store.manifest.length
 
 
 def _fit_rows(store: ActivationStore, shards: Sequence[int], site: str) -> Tensor:
@@ -267,8 +233,6 @@ def _result(
     autoencoder: Autoencoder, measured: dict[str, Measured], found: dict[str, Losses], tally: Tally, seed: int
 ) -> Evaluated:
     info, own = autoencoder.info, measured.pop("")
-    frequency_L = tally.counts_L.double() / max(1.0, float(tally.rows_W.sum()))
-    bins_L = torch.bucketize(frequency_L, torch.tensor(FREQUENCIES, dtype=torch.float64))
     generator = torch.Generator().manual_seed(seed)
     random_LD = torch.randn(autoencoder.directions.shape, generator=generator)
     some = torch.randperm(autoencoder.n_latents, generator=generator)[:COMPARED]
@@ -277,7 +241,7 @@ def _result(
         unseen=True, own=own, baselines=measured,
         **own.model_dump(include={"latents", "fvu", "l0", "dead_fraction", "ce_recovered", "kl_recovered"}),
         loss=Loss(**{name: float(found[name].ce.mean()) for name in ("clean", *ABLATIONS)}) if found else None,
-        density_edges=list(FREQUENCIES), density=torch.bincount(bins_L, minlength=len(FREQUENCIES) + 1).tolist(),
+        density_edges=list(FREQUENCIES), density=density(tally.counts_L / max(1.0, float(tally.rows_W.sum()))),
         nearest_cosine=_spread(neighbours(autoencoder.directions, 1, some)[0]),
         nearest_cosine_random=_spread(neighbours(random_LD, 1, some)[0]), probes=[],
     )

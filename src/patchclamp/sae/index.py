@@ -14,6 +14,7 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.forward import Model, Site
 from patchclamp.sae.attached import attached
+from patchclamp.sae.quality import FREQUENCIES, density
 from patchclamp.sae.written import write_features
 from patchclamp.tasks.files import DataFile
 
@@ -43,16 +44,19 @@ class IndexedFeatures(Result):
     """Features that were never active."""
     l0: float
     """Features active at a token, on average."""
-    active: list[float]
-    """Share of tokens each feature is active at."""
+    median: float
+    """Share of tokens a feature that is ever active is active at: the median."""
+    density_edges: list[float]
+    """Between bins of that share; the first bin is below the first edge and holds the dead."""
+    density: list[int]
+    """Features in each bin."""
 
     def table(self) -> "pandas.DataFrame":
         """One row: the index."""
         import pandas
 
-        alive = [share for share in self.active if share]
         return pandas.DataFrame([{"site": self.site, "features": self.features, "dead": self.dead, "L0": self.l0,
-                                  "tokens": self.tokens, "median share of tokens": float(np.median(alive or [0.0]))}])
+                                  "tokens": self.tokens, "median share of tokens": self.median}])
 
     def chart(self) -> "altair.TopLevelMixin":
         """How often features are active."""
@@ -74,7 +78,8 @@ def index_features(model: Model, spec: IndexFeaturesSpec, progress: Progress) ->
     return IndexedFeatures(
         folder=str(folder), site=str(site), windows=made.manifest.windows,
         tokens=made.manifest.windows * (made.manifest.length - 1), features=len(active), dead=int((active == 0).sum()),
-        l0=float(active.sum()), active=active.tolist(),
+        l0=float(active.sum()), median=float(np.median(active[active > 0])) if active.any() else 0.0,
+        density_edges=list(FREQUENCIES), density=density(torch.from_numpy(active)),
     ), None
 
 

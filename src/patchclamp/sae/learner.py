@@ -123,11 +123,6 @@ class Learner:
         moments = {f"{key}.{name}": state[key] for name, state in self._moments() for key in sorted(state)}
         return {**{name: tensor.detach() for name, tensor in self.parameters.items()}, **self.buffers, **moments}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
-
     def _moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for name, tensor in self.parameters.items():
             yield name, self.optimizer.state[tensor]

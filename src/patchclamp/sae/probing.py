@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from patchclamp.errors import FileError
-from patchclamp.evidence.association import associate, scores, shuffled
+from patchclamp.evidence.association import associate, half_of_each, scores, shuffled
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.method import Part, Progress
 from patchclamp.evidence.verdict import Interval
@@ -124,7 +124,7 @@ def _read(
 
 
 def _label(name: str, has_N: np.ndarray, data: _Texts, autoencoder: Autoencoder, seed: int) -> ProbedLabel:
-    first_N = _half(has_N, seed)
+    first_N = half_of_each(has_N, (True, False), seed)
     ranked = [_ranking(values_NU, has_N, first_N) for values_NU in data]
     by_k = [KProbe(k=k, **{kind: _auroc(values_NU[:, order[:k]], has_N, first_N) for kind, values_NU, order in
                            zip(("latents", "neurons", "random"), data, ranked, strict=True)})
@@ -137,15 +137,6 @@ def _label(name: str, has_N: np.ndarray, data: _Texts, autoencoder: Autoencoder,
         dense=_auroc(data.values, has_N, first_N), splits=splits, missed=missed, absorbed=absorbed,
         shuffled=control_range(_chance(data.codes, has_N, first_N, seed), share=True),
     )
-
-
-def _half(has_N: np.ndarray, seed: int) -> np.ndarray:
-    """A random half of either side."""
-    generator, first_N = np.random.default_rng(seed), np.zeros(len(has_N), dtype=bool)
-    for side in (True, False):
-        own = np.flatnonzero(has_N == side)
-        first_N[generator.permutation(own)[: (len(own) + 1) // 2]] = True
-    return first_N
 
 
 def _ranking(values_NU: np.ndarray, has_N: np.ndarray, first_N: np.ndarray) -> np.ndarray:

@@ -19,6 +19,8 @@ from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.sae.batches import Rows
 
 AT_ONCE = 4096
+FREQUENCIES = tuple(10 ** (step / 4) for step in range(-24, 1))
+"""Between the bins of the density histogram."""
 
 
 class Quality(Part):
@@ -98,6 +100,13 @@ def quality(autoencoder: Autoencoder, rows: Iterable[Rows]) -> Quality:
     for some in rows:
         take_in(tally, autoencoder, some)
     return tally.quality()
+
+
+def density(frequency_L: Tensor) -> list[int]:
+    """How many latents are active so often, in the bins between `FREQUENCIES`; the first holds the dead."""
+    bins_L = torch.bucketize(frequency_L.double(), torch.tensor(FREQUENCIES, dtype=torch.float64))
+    counts: list[int] = torch.bincount(bins_L, minlength=len(FREQUENCIES) + 1).tolist()
+    return counts
 
 
 def take_in(tally: Tally, autoencoder: Autoencoder, rows: Rows, windows_N: Tensor | None = None) -> None:

@@ -26,10 +26,11 @@ from patchclamp.corpus.windows import (
     window_ids,
 )
 from patchclamp.corpus.work import Job
-from patchclamp.errors import FileError, RunError, SiteError
+from patchclamp.errors import FileError, RunError, SiteError, SpecError
 from patchclamp.forward import Model, Site
+from patchclamp.forward.autoencoder import Autoencoder
 from patchclamp.model.tensors import read_tensors, write_tensors
-from patchclamp.sae.batches import Read
+from patchclamp.sae.batches import Read, Rows
 
 Kind = Literal["float32", "bfloat16", "float16"]
 A_SHARD = 256
@@ -192,9 +193,38 @@ class ActivationStore:
                            f"infinite numbers at {site}; harvest again in float32")
         return rows
 
+    def held_out(self, autoencoder: Autoencoder, rows: int) -> tuple[list[int], list[int]]:
+        """Shards an autoencoder has not seen, until there are so many rows, and all others. One that was trained on all
+        of this store, or on another, is given the last."""
+        every, info = range(self.manifest.shards), autoencoder.info
+        is_own = info.store == self.manifest.identity and info.held_out
+        held: list[int] = []
+        for shard in info.held_out if is_own else reversed(every):
+            if sum(self.counts[one] for one in held) < rows and len(held) < max(1, len(every) - 1):
+                held.append(shard)
+        return held, [shard for shard in every if shard not in held]
+
+    def with_windows(self, shard: int, sites: Sequence[str]) -> tuple[Rows, Tensor]:
+        """A shard's rows of each site, and the window of each row."""
+        return self.reader(sites)(shard), self.read(shard, [PLACES])[PLACES] // self.manifest.length
+
     def reader(self, sites: Sequence[str]) -> Read:
         """A function from a shard to the rows of each site."""
         return lambda shard: tuple(self.rows(shard, site) for site in sites)
+
+
+def opened(model: Model, sae: str, store: str) -> tuple[Autoencoder, ActivationStore, tuple[str, ...]]:
+    """An autoencoder, a store, and the site it reads and, of a transcoder, that it writes. SpecError if they do not
+    belong to the model; SiteError if the store lacks a site."""
+    autoencoder, activations = Autoencoder.load(sae), ActivationStore(store)
+    info, manifest = autoencoder.info, activations.manifest
+    for what, weights, name in ((f"the autoencoder {info.name}", info.weights, info.model),
+                                (f"the store {store}", manifest.weights, manifest.model)):
+        if weights != model.weights_hash:
+            raise SpecError(f"{what} belongs to {name} (weights {weights[:12]}), not to {model.name} "
+                            f"({model.weights_hash[:12]}); load that model")
+    names = [info.site, *([info.output_site] if info.output_site else [])]
+    return autoencoder, activations, tuple(activations.check_site(name) for name in names)
 
 
 class Stream:

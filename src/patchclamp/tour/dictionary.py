@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from patchclamp.forward import Model
 
 SITE = "resid.15"
-CHARACTERS, TOKENS = 1_500_000, 300_000
+CHARACTERS, TOKENS, A_SHARD = 1_500_000, 300_000, 128
 STEPS, LATENTS = 400, 4096
 LINEAR, PENALTY = 1024, 0.5
 FEW, MANY = 512, 8192
@@ -33,7 +33,7 @@ def store(model: Model, progress: Progress, folder: Path) -> str:
     corpus = write_docstrings(folder / "sae", CHARACTERS)
     place = str(folder / "sae" / "store")
     harvest(model, progress=progress, corpus=str(corpus), store=place, site=(SITE,), tokens=TOKENS, kind="bfloat16",
-            shard=128)
+            shard=A_SHARD)
     return place
 
 
