@@ -21,8 +21,8 @@ from common import (
 import patchclamp as pc
 from patchclamp.evidence.choices import Choice
 from patchclamp.evidence.method import Silent
+from patchclamp.forward.streams import decoded, streams
 from patchclamp.lenses.patchscope import DESCRIBE, StateReading, make_target
-from patchclamp.lenses.reading import decoded, streams
 from patchclamp.neurons.attribute import exact_effects
 
 EVERY_POINT = ("resid_pre", "resid_mid", "resid", "attn", "mlp", "head", "q", "k", "v", "pattern", "neuron", "gate")

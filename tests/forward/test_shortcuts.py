@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from oracle import logits
-from tiny import GQA, ids, tiny_model, wrap
+from tiny import CONFIGS, GQA, ids, tiny_model, wrap
 
 import patchclamp as pc
 from patchclamp.errors import PromptError
@@ -98,6 +98,62 @@ def test_a_prefix_nobody_changes_is_computed_once(batches, monkeypatch):
     assert batches[0].start > 0
 
 
+SHARED = ids(40)
+TAILS = [(50, 51, 52), (60, 61), (50, 53, 54, 55), (70,), (50, 51, 57)]
+
+
+def beginning_alike():
+    """Prompts with one beginning: unedited, edited in their own tokens, compared with their own unedited run, and
+    several settings on one prompt."""
+    prompts = [SHARED + tail for tail in TAILS]
+    last, inside = pc.Readout.logits(), pc.Readout.value("resid.1@41")
+    rows = [(prompt, [], [last]) for prompt in prompts]
+    rows += [(prompt, [pc.Edit.scale("resid.0@41", 3.0)], [last, inside]) for prompt in prompts[:3]]
+    rows += [(prompts[0], [pc.Edit.zero(f"mlp.{layer}@-1")], [last, pc.Readout.kl()]) for layer in range(3)]
+    return pc.Plan.of(rows)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_prompts_that_begin_alike_compute_their_beginning_once(name, batches):
+    """Rows of unequal length behind one prefix, against one row at a time."""
+    model = tiny_model(name)
+    fast = model.execute(beginning_alike())
+    taken = [layout for layout in batches if layout.alike]
+    assert all(layout.start == 40 for layout in taken)
+    if model.anatomy.family.rows_may_join:
+        assert len(taken) == 1 and len(taken[0].roots) == len(TAILS)
+    for row, alone in zip(fast, model.execute(beginning_alike(), "single"), strict=True):
+        for one, other in zip(row, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("reads", [["pattern.1@last"], ["resid.1@3"], ["resid.1"]])
+def test_what_is_read_in_the_beginning_is_computed_in_each_row(batches, reads):
+    """An attention pattern, too, is as wide as its own prompt."""
+    model = tiny_model("llama")
+    plan = pc.Plan.of([(SHARED + tail, [], reads) for tail in TAILS])
+    fast = model.execute(plan)
+    assert not any(layout.alike for layout in batches)
+    for row, alone in zip(fast, model.execute(plan, "single"), strict=True):
+        torch.testing.assert_close(row[0], alone[0], rtol=0, atol=1e-5)
+
+
+def test_a_short_common_beginning_is_not_worth_a_pass(batches):
+    model = tiny_model("llama")
+    model.execute(pc.Plan.of([(SHARED[:8] + tail, [], READ) for tail in TAILS]))
+    assert not any(layout.alike for layout in batches)
+
+
+def test_many_prompts_that_begin_alike_are_several_batches(batches, monkeypatch):
+    monkeypatch.setattr(execute, "PREFIX_TOKENS", 100)
+    model = tiny_model("llama")
+    plan = beginning_alike()
+    fast = model.execute(plan)
+    assert len([layout for layout in batches if layout.alike]) > 1
+    for row, alone in zip(fast, model.execute(plan, "single"), strict=True):
+        torch.testing.assert_close(row[0], alone[0], rtol=0, atol=1e-5)
+
+
 def with_rope(config, **rope):
     torch.manual_seed(0)
     hf = tf.AutoModelForCausalLM.from_config(config(rope_parameters={"rope_theta": 1e4, **rope})).eval()
@@ -165,6 +221,21 @@ def test_a_cached_prefix_longer_than_gemmas_window(gemma, batches):
     single = gemma.execute(plan, "single")
     for row, alone in zip(fast, single, strict=True):
         assert torch.allclose(row[0], alone[0], atol=1e-3)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("fixture", ["smollm2", "gemma"])
+def test_few_shot_prompts_of_a_real_model_agree_with_one_row_at_a_time(fixture, batches, request):
+    model = request.getfixturevalue(fixture)
+    told = "".join(f"The capital of {a} is {b}\n" for a, b in (
+        ("Peru", "Lima"), ("Norway", "Oslo"), ("Egypt", "Cairo"), ("Japan", "Tokyo"), ("Greece", "Athens")))
+    prompts = [f"{told}The capital of {country} is" for country in ("Poland", "South Korea", "Spain", "Saudi Arabia")]
+    rows = [(prompt, [], READ) for prompt in prompts]
+    rows += [(prompts[0], [pc.Edit.scale(f'resid.{layer}@"Poland"', 0.5)], READ) for layer in (2, 9)]
+    fast = model.execute(pc.Plan.of(rows))
+    assert [layout.alike for layout in batches if layout.start] == [True]
+    for row, alone in zip(fast, model.execute(pc.Plan.of(rows), "single"), strict=True):
+        assert torch.allclose(row[0], alone[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.weights

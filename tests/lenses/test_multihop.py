@@ -9,9 +9,9 @@ import torch
 
 import patchclamp as pc
 from patchclamp.errors import FileError, RunError
+from patchclamp.forward.streams import streams
 from patchclamp.lenses.backpatch import Asked, answers_after, best_pair, copied, pairs_of, random_instead
 from patchclamp.lenses.multihop import _halves, _says
-from patchclamp.lenses.reading import streams
 from patchclamp.tasks import HopRow, read_rows
 
 PROMPT = "The capital of the country where the city of Osaka lies is the city of"

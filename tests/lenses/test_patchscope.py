@@ -7,9 +7,9 @@ import patchclamp as pc
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Silent
 from patchclamp.forward import Edit
+from patchclamp.forward.streams import streams
 from patchclamp.lenses.affine import fit_maps, mapped
 from patchclamp.lenses.patchscope import DESCRIBE, PatchscopeSpec, continuations, make_target
-from patchclamp.lenses.reading import streams
 
 pytestmark = pytest.mark.weights
 DIANA = "Diana, princess of Wales"

@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_model, wrap
 
 from patchclamp.errors import FileError, InputError
-from patchclamp.lenses.reading import streams
+from patchclamp.forward.streams import streams
 from patchclamp.lenses.transport import Transport, TransportConfig, load_transport
 
 PROMPT = tuple(range(10, 18))

@@ -49,7 +49,8 @@ def with_first(value: Any, tensor: Tensor) -> Any:
 
 @dataclass
 class Layout:
-    """Where each job's tokens lie in the batch: `pad[row]` columns of padding, then its tokens."""
+    """Where each job's tokens lie in the batch: `pad[row]` columns of padding, then its tokens; or, where all begin
+    with the same tokens, the tokens first and padding behind them, which causal attention never sees."""
 
     roots: list[Job]
     """Rows present from the start."""
@@ -59,6 +60,8 @@ class Layout:
     """For each joined row the root it copies."""
     start: int = 0
     """The first column computed; those before it come from the prefix cache."""
+    alike: bool = False
+    """All rows begin with the same tokens up to `start`, so that one row's keys and values serve all."""
 
     def __post_init__(self) -> None:
         order = sorted(range(len(self.joined)), key=lambda i: self.joined[i].join)
@@ -66,7 +69,7 @@ class Layout:
         self.base = [*range(len(self.roots)), *(self.base[i] for i in order)]
         self.jobs = [*self.roots, *self.joined]
         self.n_columns = max(len(j.encoded) for j in self.roots)
-        self.pad = [self.n_columns - len(j.encoded) for j in self.jobs]
+        self.pad = [0 if self.alike else self.n_columns - len(j.encoded) for j in self.jobs]
         self.joins = [j.join for j in self.joined]
 
     def rows_at(self, block: int) -> int:
@@ -92,8 +95,9 @@ def inputs_of(anatomy: Anatomy, layout: Layout, accepts_positions: bool) -> dict
     ids = torch.zeros(n, layout.n_columns, dtype=torch.long)
     mask = torch.zeros(n, layout.n_columns, dtype=torch.long)
     for row, job in enumerate(layout.roots):
-        ids[row, layout.pad[row] :] = torch.tensor(job.encoded.ids)
-        mask[row, layout.pad[row] :] = 1
+        here = slice(layout.pad[row], layout.pad[row] + len(job.encoded))
+        ids[row, here] = torch.tensor(job.encoded.ids)
+        mask[row, here] = 1
     inputs = {"input_ids": ids[:, layout.start :].to(device)}
     if layout.padded:
         inputs["attention_mask"] = mask.to(device)

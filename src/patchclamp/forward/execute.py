@@ -1,7 +1,7 @@
 """Executing a plan: which rows run together, from which block and from which token on."""
 
 import inspect
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +22,8 @@ TOKENS_PER_BATCH = 4096
 """Enough to keep two cores busy; more only needs memory."""
 PASS_COST = 32
 """What starting another pass costs, in tokens: the weights are read from memory once more."""
+PREFIX_TOKENS = 4 * TOKENS_PER_BATCH
+"""Tokens whose keys and values rows that share a prefix may hold together: each block copies them to every row."""
 
 
 @dataclass
@@ -40,6 +42,14 @@ class Group:
     @property
     def rows(self) -> int:
         return 1 + len(self.jobs)
+
+    @property
+    def free(self) -> int:
+        """Tokens at the beginning that no job reads or edits, so that nobody needs them computed in its own row."""
+        jobs = [job for job in (self.root, *self.jobs) if job.reads or job.edits]
+        patterns = any(part.site.point == "pattern" for job in jobs for part in job.edits) or any(
+            read.read.site is not None and read.read.site.point == "pattern" for job in jobs for read in job.reads)
+        return 0 if patterns else min(job.start for job in jobs)
 
 
 def execute(
@@ -151,7 +161,13 @@ def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
     if not anatomy.family.rows_may_join:
         yield from _plain_batches(jobs, "batch")
         return
-    groups = sorted(_groups(anatomy, jobs), key=lambda g: (g.suffix, len(g.root.encoded)))
+    groups = []
+    for family in _families(list(_groups(anatomy, jobs))):
+        if len(family) > 1 and not anatomy.rope_side(len(family[0].root.encoded)):
+            yield from _alike(family)
+        else:
+            groups += family
+    groups.sort(key=lambda g: (g.suffix, len(g.root.encoded)))
     batch: list[Group] = []
     for group in groups:
         rows = sum(g.rows for g in batch) + group.rows
@@ -163,6 +179,52 @@ def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
         yield _merge(anatomy, batch)
 
 
+def _families(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Groups whose prompts begin alike, where nothing is read or edited: prompts after the same examples, say. A group
+    like no other is a family of its own, and so is each of several on one prompt, which were cut to compute least."""
+    on_prompt = Counter(group.root.encoded.ids for group in groups)
+    yield from ([group] for group in groups if on_prompt[group.root.encoded.ids] > 1)
+    family: list[Group] = []
+    shared = 0
+    for group in sorted((g for g in groups if on_prompt[g.root.encoded.ids] == 1), key=lambda g: g.root.encoded.ids):
+        ids = group.root.encoded.ids
+        common = min(shared, group.free, _common(family[0].root.encoded.ids, ids)) if family else 0
+        if common > PASS_COST and 2 * common > max(len(ids), *(len(g.root.encoded) for g in family)):
+            family.append(group)
+            shared = common
+            continue
+        if family:
+            yield family
+        family, shared = [group], group.free
+    if family:
+        yield family
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts begin alike with."""
+    differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
+
+
+def _alike(family: list[Group]) -> Iterator[Layout]:
+    """Batches of groups that begin alike, from the first token on that one of them reads, edits or has alone."""
+    ids = family[0].root.encoded.ids
+    start = min(min(g.free, _common(ids, g.root.encoded.ids)) for g in family)
+    batch: list[Group] = []
+    for group in sorted(family, key=lambda g: len(g.root.encoded)):
+        rows, longest = sum(g.rows for g in batch) + group.rows, len(group.root.encoded)
+        if batch and (rows * (longest - start) > TOKENS_PER_BATCH or rows * longest > PREFIX_TOKENS):
+            yield _layout(batch, start, alike=True)
+            batch = []
+        batch.append(group)
+    yield _layout(batch, start, alike=True)
+
+
+def _layout(groups: list[Group], start: int, alike: bool = False) -> Layout:
+    base = [i for i, g in enumerate(groups) for _ in g.jobs]
+    return Layout([g.root for g in groups], [j for g in groups for j in g.jobs], base, start, alike)
+
+
 def _mixes(first: Group, second: Group) -> bool:
     """Groups share a batch if none has to compute much more than on its own."""
     return second.suffix <= first.suffix * 1.25 + 8 and not (
@@ -172,15 +234,12 @@ def _mixes(first: Group, second: Group) -> bool:
 
 
 def _merge(anatomy: Anatomy, groups: list[Group]) -> Layout:
-    roots = [g.root for g in groups]
-    joined = [j for g in groups for j in g.jobs]
-    base = [i for i, g in enumerate(groups) for _ in g.jobs]
-    longest = max(len(r.encoded) for r in roots)
+    longest = max(len(g.root.encoded) for g in groups)
     start = longest - max(g.suffix for g in groups)
-    saved = start * (len(joined) + len(roots))
-    pays = joined and saved > PASS_COST + start * len(roots)
+    joined = sum(len(g.jobs) for g in groups)
+    pays = joined and start * joined > PASS_COST
     # a prefix on its own is shorter, maybe within the window that the whole prompt exceeds: other angles
-    return Layout(roots, joined, base, start if pays and not anatomy.rope_side(longest) else 0)
+    return _layout(groups, start if pays and not anatomy.rope_side(longest) else 0)
 
 
 def _groups(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Group]:
@@ -244,7 +303,8 @@ class _Prefixes:
 
     @staticmethod
     def _key(layout: Layout) -> tuple:
-        return tuple(job.encoded.ids for job in layout.roots)
+        return tuple(job.encoded.ids[: layout.start] if layout.alike else job.encoded.ids
+                     for job in layout.roots[: 1 if layout.alike else None])
 
     def of(self, layout: Layout) -> KeyValues | None:
         """The prefix of a batch, or None if it starts at the first token."""
@@ -256,5 +316,6 @@ class _Prefixes:
         return [(k[..., : layout.start, :], v[..., : layout.start, :]) for k, v in self.held[1]]
 
     def _compute(self, layout: Layout, length: int) -> KeyValues:
-        whole = inputs_of(self.anatomy, Layout(layout.roots), accepts_positions(self.anatomy))
+        roots = layout.roots[:1] if layout.alike else layout.roots
+        whole = inputs_of(self.anatomy, Layout(roots), accepts_positions(self.anatomy))
         return compute_prefix(self.anatomy, whole, length)

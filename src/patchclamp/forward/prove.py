@@ -49,7 +49,7 @@ def prove_shortcuts(anatomy: Anatomy) -> None:
 
 
 def _may_join(anatomy: Anatomy, alone: Sequence[torch.Tensor]) -> bool:
-    """Rows that join their roots, without and with a prefix from the cache."""
+    """Rows that join their roots, without and with a prefix from the cache, and rows that begin with one prefix."""
     long, *edited, short = _jobs(anatomy)
     joined = Layout([long, short], edited, [0] * len(edited))
     # jobs are ordered roots first, then by the block they join at, which is the order they were made in
@@ -57,7 +57,13 @@ def _may_join(anatomy: Anatomy, alone: Sequence[torch.Tensor]) -> bool:
     if not _agree(anatomy, joined, expected):
         return False
     long, *edited, _ = _jobs(anatomy)
-    return _agree(anatomy, Layout([long], edited, [0] * len(edited), START), alone[:-1])
+    if not _agree(anatomy, Layout([long], edited, [0] * len(edited), START), alone[:-1]):
+        return False
+    long, *edited, _ = _jobs(anatomy)
+    shorter = Job(Encoded(long.encoded.ids[:SHORT], SHORT, tokenizer=None), [],  # type: ignore[arg-type]
+                  [ReadyRead(Readout.logits(), [SHORT - 1])])
+    expected = [alone[0], *_logits(anatomy, Layout([shorter])), *alone[1:-1]]
+    return _agree(anatomy, Layout([long, shorter], edited, [0] * len(edited), START, alike=True), expected)
 
 
 def _jobs(anatomy: Anatomy) -> list[Job]:

@@ -34,8 +34,8 @@ from patchclamp.forward.decompose import (
     take_apart,
 )
 from patchclamp.forward.frozen import TOLERANCE, FrozenUnembedding, exact
+from patchclamp.forward.streams import token_at
 from patchclamp.lenses.matched import matched_tokens
-from patchclamp.lenses.reading import token_at
 from patchclamp.model.tokens import Prompt
 
 if TYPE_CHECKING:

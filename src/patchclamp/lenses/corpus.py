@@ -15,7 +15,7 @@ from patchclamp.corpus.pack import Ids
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model, Plan, metrics
-from patchclamp.lenses.reading import ROWS_AT_ONCE, layer_sites
+from patchclamp.forward.streams import ROWS_AT_ONCE, layer_sites
 from patchclamp.lenses.transport import Transport
 
 SEQUENCES_AT_ONCE = 4

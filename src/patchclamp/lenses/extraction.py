@@ -16,6 +16,7 @@ from patchclamp.evidence.controls import shuffled_labels
 from patchclamp.evidence.method import Outcome, Progress
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model
+from patchclamp.forward.streams import decoded, streams
 from patchclamp.lenses.patchscope import (
     Baselines,
     PatchscopeResult,
@@ -25,7 +26,7 @@ from patchclamp.lenses.patchscope import (
     make_target,
     maps_for,
 )
-from patchclamp.lenses.reading import decoded, streams, word_tokens
+from patchclamp.lenses.reading import word_tokens
 from patchclamp.tasks.read import read_relation
 
 ANSWER_TOKENS = 6
@@ -43,7 +44,7 @@ def extract(model: Model, spec: PatchscopeSpec, progress: Progress) -> Outcome:
                         "a layer on")
     template = relation.prompt_templates[0]
     subjects, objects = [s.subject for s in samples], [s.object for s in samples]
-    places = streams(model, subjects, progress=progress)
+    places = streams(model, subjects, track=progress.track)
     target = make_target(model, spec, template.format(spec.placeholder), torch.stack(places).mean(0),
                          maps=maps_for(model, spec, progress))
     texts = continuations(model, target, places, min(spec.max_new_tokens, ANSWER_TOKENS), progress)

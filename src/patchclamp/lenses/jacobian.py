@@ -7,7 +7,7 @@ The expectation of J is over sampled tokens of a corpus, that of the streams ove
 their first. c makes the mean of the layer arrive at the mean of the end, so that the lens is the tangent of the rest
 of the model, averaged: nothing is trained. Averaging Jacobians of a transformer's map follows Hernandez et al. 2023,
 "Linearity of Relation Decoding", arXiv 2308.09124 (section 3), there from a subject to an object; the transport into
-the last layer's basis is the tuned lens's (Belrose et al. 2023, arXiv 2303.08112). `sweep.py` differentiates.
+the last layer's basis is the tuned lens's (Belrose et al. 2023, arXiv 2303.08112).
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,10 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model
+from patchclamp.forward.jacobian import jacobians
+from patchclamp.forward.streams import decoded, streams, token_at
 from patchclamp.lenses.corpus import kl_to_output, read_many, read_places, refuse_other_run, sample_positions
-from patchclamp.lenses.reading import Layer, decoded, read_layers, streams, token_at
-from patchclamp.lenses.sweep import average_jacobians
+from patchclamp.lenses.reading import Layer, read_layers
 from patchclamp.lenses.transport import CONFIG, Transport, TransportConfig, load_transport, read_config
 from patchclamp.model.tokens import Prompt
 
@@ -175,6 +176,14 @@ def measure(
     j_LDD = average_jacobians(model, [ids[:end] for ids, end in zip(chosen, ends, strict=True)], progress)
     constant_LD = mean_SD[-1] - (j_LDD @ mean_SD[:-1, :, None]).squeeze(-1)
     return Transport(config, j_LDD - torch.eye(model.d_model), constant_LD)
+
+
+def average_jacobians(model: Model, samples: Sequence[Ids], progress: Progress) -> Tensor:
+    """Mean over samples, each a sequence read at its last token, [L, D, D] in float32; summed in float64."""
+    total = torch.zeros(model.n_layers, model.d_model, model.d_model, dtype=torch.float64)
+    for ids in progress.track(samples, "Jacobians", len(samples)):
+        total += jacobians(model, ids).cpu()
+    return (total / len(samples)).float()
 
 
 def _means(model: Model, sequences: Sequence[Ids], progress: Progress) -> Tensor:

@@ -18,7 +18,7 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, judge
 from patchclamp.forward import Model
-from patchclamp.lenses.reading import decoded, streams
+from patchclamp.forward.streams import decoded, streams
 from patchclamp.lenses.words import own_tokens, sum_of
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
@@ -117,7 +117,7 @@ def language(model: Model, spec: LanguageSpec, progress: Progress) -> Outcome:
     rows = read_rows(spec.words, WordRow)
     languages = _languages(spec, rows)
     concepts, excluded = _concepts(model, spec, rows, languages)
-    places = streams(model, [c.prompt for c in concepts], progress=progress)
+    places = streams(model, [c.prompt for c in concepts], track=progress.track)
     right, probs = [], []
     for concept, logits_LV in zip(concepts, decoded(model, progress.track(places, "unembedding")), strict=True):
         probs_LV = logits_LV.float().softmax(-1)

@@ -18,7 +18,8 @@ from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, metrics
 from patchclamp.forward.plan import Plan
 from patchclamp.forward.readout import Readout
-from patchclamp.lenses.reading import Layer, decoded, first_top, read_layers, streams, token_at
+from patchclamp.forward.streams import decoded, streams, token_at
+from patchclamp.lenses.reading import Layer, first_top, read_layers
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts
 

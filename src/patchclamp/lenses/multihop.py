@@ -20,9 +20,10 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Interval
 from patchclamp.forward import Model, Plan, Readout
+from patchclamp.forward.streams import streams
 from patchclamp.lenses.backpatch import Asked, Backpatch, move_back, pairs_of, shares_of
 from patchclamp.lenses.patchscope import TARGETS, StateReading, continuations, make_target, maps_for
-from patchclamp.lenses.reading import streams, word_tokens
+from patchclamp.lenses.reading import word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import HopRow
@@ -138,8 +139,8 @@ def multihop(model: Model, spec: MultihopSpec, progress: Progress) -> Outcome:
         raise SpecError(f"step {spec.step} leaves no two of the {model.n_layers} blocks to move states between")
     questions, asked, excluded = _questions(model, spec)
     prompts = [q.row.prompt for q in questions]
-    at_bridge = streams(model, prompts, [q.bridge_at for q in questions], progress)
-    at_last = streams(model, prompts, progress=progress)
+    at_bridge = streams(model, prompts, [q.bridge_at for q in questions], progress.track)
+    at_last = streams(model, prompts, track=progress.track)
     layers, right, wrong, matched = _hops(model, spec, questions, at_bridge, at_last, progress)
     moved = at_bridge if spec.at == "bridge" else at_last
     places = [Asked(q.row.prompt, q.bridge_at if spec.at == "bridge" else q.last, q.answer, q.right, place_LD)

@@ -17,8 +17,9 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.forward.streams import streams
 from patchclamp.lenses.affine import fit_maps, mapped
-from patchclamp.lenses.reading import TopToken, streams
+from patchclamp.lenses.reading import TopToken
 from patchclamp.lenses.regress import Start
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.files import DataFile

@@ -17,7 +17,8 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import NO_INTERVAL, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import decoded, streams, word_tokens
+from patchclamp.forward.streams import decoded, streams
+from patchclamp.lenses.reading import word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample
@@ -127,7 +128,7 @@ def _measured(
     model: Model, template: str, samples: Sequence[RelationSample], progress: Progress
 ) -> tuple[list[RelationSample], list[int]]:
     """The facts whose object's first token is the model's first choice, and since which block it has been."""
-    places = streams(model, [template.format(s.subject) for s in samples], progress=progress)
+    places = streams(model, [template.format(s.subject) for s in samples], track=progress.track)
     known, layers = [], []
     for sample, logits_LV in zip(samples, decoded(model, places), strict=True):
         token = word_tokens(model, sample.object)[0]

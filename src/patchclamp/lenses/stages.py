@@ -18,7 +18,8 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
-from patchclamp.lenses.reading import decoded, streams, word_tokens
+from patchclamp.forward.streams import decoded, streams
+from patchclamp.lenses.reading import word_tokens
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample
@@ -150,7 +151,7 @@ def _follow(
     """Reciprocal ranks [N,roles,L] and whether the object is the model's first choice [N]."""
     subjects = list(dict.fromkeys(f.subject for f in facts))
     generator = np.random.default_rng(seed)
-    places = streams(model, prompts, progress=progress)
+    places = streams(model, prompts, track=progress.track)
     found, first = [], []
     for fact, logits_LV in zip(facts, decoded(model, progress.track(places, "unembedding")), strict=True):
         other = int(generator.choice([s for s in subjects if s not in (fact.subject, fact.object)]))

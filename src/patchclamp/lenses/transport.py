@@ -25,7 +25,7 @@ from torch import Tensor
 from patchclamp.errors import FileError, InputError
 from patchclamp.evidence.record import write_whole
 from patchclamp.forward import Model
-from patchclamp.lenses.reading import Decode
+from patchclamp.forward.streams import Decode
 
 CONFIG, PARAMS, PICKLED = "config.json", "params.safetensors", "params.pt"
 COMMIT_LENGTH = 40

@@ -22,10 +22,11 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import FEWEST, Interval, Verdict, judge
 from patchclamp.forward import Model, metrics
+from patchclamp.forward.streams import decoded, streams, token_at
 from patchclamp.lenses.corpus import kl_to_output, read_many, refuse_other_run, sample_positions
 from patchclamp.lenses.fit import CHECKPOINT, Fit, Recipe, regression_sequences
 from patchclamp.lenses.logit import CONTROL_TOKENS, LogitLens
-from patchclamp.lenses.reading import decoded, first_top, read_layers, streams, token_at
+from patchclamp.lenses.reading import first_top, read_layers
 from patchclamp.lenses.transport import CONFIG, Transport, TransportConfig, load_transport, read_config
 from patchclamp.model.tokens import Prompt
 from patchclamp.tasks.neutral import neutral_texts
@@ -224,7 +225,7 @@ def tuned_lens(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
         return result, None
     text, token = next(iter(watch.items()), (prediction, int(logits_SV[-1].argmax())))
     starts = [model.encode(t).ids[:CONTROL_TOKENS] for t in neutral_texts(spec.controls)]
-    others = decoded(model, streams(model, starts, progress=progress), lens.logits(model))
+    others = decoded(model, streams(model, starts, track=progress.track), lens.logits(model))
     verdict = judge(
         _peak(logits_SV, token), [_peak(other_SV, token) for other_SV in others],
         claim=f"this lens reads {text!r} in the stream before the last block (greatest log-probability over these "

@@ -13,6 +13,7 @@ Wherever a command or function takes a data file, `example:NAME` stands for one 
     ioi         pair rows: indirect object identification, `When John and Mary …, John gave …` -> ` Mary`
     neutral     a corpus of short plain paragraphs
     openings    prompts: beginnings of texts about anything, `Once upon a time there was`
+    relations   a folder of 26 relations, linguistic, factual and commonsense; `relations/country-currency` is one
     speaker     labelled rows: sentences in which an `ai` or a `person` speaks of itself
     topics      labelled rows: sentences about twenty topics, `We spoke about the piano …`: music
     two-hop     two-hop rows: `The capital of the country where the Eiffel Tower is located is the city of` -> ` Paris`
@@ -28,6 +29,7 @@ from pathlib import Path
 from patchclamp.errors import FileError
 
 EXAMPLE_PREFIX = "example:"
+RELATIONS = "relations"
 SUFFIXES = (".json", ".jsonl", ".txt")
 
 
@@ -37,8 +39,15 @@ def data_folder() -> Path:
 
 
 def example_names() -> tuple[str, ...]:
-    """The names `example_file` knows, sorted."""
-    return tuple(sorted(path.stem for path in data_folder().iterdir() if path.suffix in SUFFIXES))
+    """The names `example_file` knows, sorted: `relations` is a folder, and `relations/NAME` a file in it."""
+    return tuple(sorted(_known()))
+
+
+def _known() -> dict[str, Path]:
+    """Every shipped file by its name, and the folder of relations."""
+    relations = data_folder() / RELATIONS
+    found = {path.stem: path for path in data_folder().iterdir() if path.suffix in SUFFIXES}
+    return {**found, RELATIONS: relations, **{f"{RELATIONS}/{path.stem}": path for path in relations.rglob("*.json")}}
 
 
 def example_file(name: str) -> Path:
@@ -46,10 +55,9 @@ def example_file(name: str) -> Path:
 
     Raises FileError with the names there are.
     """
-    for path in data_folder().iterdir():
-        if path.stem == name and path.suffix in SUFFIXES:
-            return path
-    known = example_names()
+    known = _known()
+    if name in known:
+        return known[name]
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {EXAMPLE_PREFIX}{near[0]}?" if near else f"there are: {', '.join(known)}"
+    hint = f"did you mean {EXAMPLE_PREFIX}{near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
     raise FileError(f"no example file is called {name!r}; {hint}")

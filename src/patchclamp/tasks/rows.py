@@ -300,6 +300,8 @@ class RelationFile(BaseModel):
 
     name: Text
     """What the relation is called."""
+    category: str | None = None
+    """What kind of relation it is, e.g. factual, linguistic."""
     prompt_templates: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Prompts with exactly one `{}` each, where the subject goes."""
     samples: Annotated[tuple[RelationSample, ...], Field(min_length=1), AfterValidator(_distinct)]

@@ -19,6 +19,7 @@ from torch import Tensor
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.forward.answer import Asked, ask
 from patchclamp.tasks.neutral import neutral_texts
 from patchclamp.tasks.rows import TaskRow
 from patchclamp.vectors.states import Example, states
@@ -29,13 +30,6 @@ HEAD_PROMPTS = 24
 """Prompts on which each head's indirect effect is measured."""
 
 
-class Asked(NamedTuple):
-    """A prompt and the token that answers it."""
-
-    ids: tuple[int, ...]
-    answer: int
-
-
 class Template(NamedTuple):
     """One way of writing examples, for one model."""
 
@@ -43,19 +37,10 @@ class Template(NamedTuple):
     text: str
 
     def prompt(self, shots: Sequence[tuple[str, str]], row: TaskRow) -> Asked:
-        """The examples, then the question. The answer's first token is what follows when it is written there."""
+        """The examples, then the question, and the first token of the answer. PromptError as `ask`."""
         before, after = self.text.split("{}", 1)[0], self.text.split("{}", 2)[1]
         told = "".join(filled(self.text, *shot) for shot in shots)
-        bare = (told + before + row.input + after).rstrip(" ")
-        gap = (before + row.input + after)[len((before + row.input + after).rstrip(" ")) :]
-        ids = self.model.encode(bare).ids
-        whole = self.model.encode(bare + gap + row.output).ids
-        if whole[: len(ids)] != ids or len(whole) == len(ids):
-            raise SpecError(
-                f"the template {self.text!r} cannot be used: the tokenizer joins the end of the question with "
-                f"the answer {row.output!r}"
-            )
-        return Asked(ids, whole[len(ids)])
+        return ask(self.model, told + before + row.input + after, row.output)
 
 
 def filled(template: str, *words: str) -> str:

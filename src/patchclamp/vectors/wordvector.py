@@ -20,10 +20,10 @@ from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Progress
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.forward.answer import Asked
 from patchclamp.tasks.rows import TaskRow
 from patchclamp.vectors.composed import ComposedLayer, ComposeResult, ComposeSpec
 from patchclamp.vectors.incontext import (
-    Asked,
     Template,
     check_template,
     few_shot,

@@ -1,0 +1,1 @@
+"""What the model knows of a relation, as a linear map from its subjects to its objects."""

@@ -1,0 +1,50 @@
+"""Fitting a relation's linear map: one backward sweep a sample gives the Jacobians at every layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from patchclamp.evidence.method import Progress
+from patchclamp.forward import Model
+from patchclamp.forward.jacobian import jacobians
+from patchclamp.relations.linear import FILE, LinearRelation, RelationInfo, load_relation
+from patchclamp.relations.samples import Parted, SamplesSpec
+from patchclamp.tasks.rows import RelationFile
+
+
+def question_of(model: Model, relation: RelationFile, spec: SamplesSpec) -> str:
+    """Hash of what decides the map: weights, samples, template and how they are parted."""
+    settings = spec.model_dump(include=set(SamplesSpec.model_fields))
+    asked = [model.weights_hash, str(model.dtype), relation.model_dump(), settings]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def fit(
+    model: Model, relation: RelationFile, spec: SamplesSpec, parted: Parted, progress: Progress,
+    folder: str | None = None,
+) -> LinearRelation:
+    """The map of a relation's samples to fit on. In `folder`, if given, it is kept, and taken from there the next time
+    the same is asked."""
+    question = question_of(model, relation, spec)
+    slug = re.sub(r"\W+", "-", relation.name).strip("-").lower()
+    place = Path(folder).expanduser() / f"{slug}-{question[:12]}" if folder else None
+    if place is not None and (place / FILE).is_file():
+        return load_relation(place, model)
+    known = parted.fit
+    total = torch.zeros(model.n_layers, model.d_model, model.d_model, dtype=torch.float64)
+    for one in progress.track(known.facts, f"Jacobians of {relation.name}", len(known)):
+        total += jacobians(model, one.ids, one.position).cpu()
+    info = RelationInfo(
+        name=relation.name, model=model.name, weights=model.weights_hash, template=parted.template,
+        fitted=tuple((one.sample.subject, one.sample.object) for one in known.facts),
+        examples=tuple((one.subject, one.object) for one in parted.examples), question=question,
+    )
+    made = LinearRelation(info, (total / len(known)).float(), known.h.mean(0), known.z.mean(0))
+    if place is not None:
+        made.save(place)
+    return made

@@ -1,0 +1,112 @@
+"""Editing a fact through the inverse of its relation's map, and what that is compared with.
+
+    inverse   h_l + W⁺_l (z_target - z_source)      at the subject's last token
+    swap      h_l of the target's subject in its place
+    random    h_l + a random change as long as the inverse's
+
+An edit works where the model's first choice becomes the target's object. Hernandez et al. 2023, arXiv 2308.09124,
+section 5. Shape suffixes: P pairs, N samples, L layers (embeddings first, without the last block), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchclamp.evidence.method import Progress
+from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.forward.streams import layer_sites
+from patchclamp.relations.linear import LinearRelation
+from patchclamp.relations.samples import Known
+
+RANKS = (4, 8, 16, 32, 64, 128, 256)
+"""Ranks of W that are tried."""
+MIDDLE = 32
+"""The rank with which layers are compared."""
+LAYERS_KEPT = 3
+"""Layers, the best at the middle rank, at which all ranks are tried."""
+
+
+class Turn(NamedTuple):
+    """A layer (-1: the embeddings) and a rank."""
+
+    layer: int
+    rank: int
+
+
+class Pairs(NamedTuple):
+    """Facts to edit, and whose object each is to get: two samples of one relation, [P] each, as indices."""
+
+    known: Known
+    source: list[int]
+    target: list[int]
+
+    @property
+    def dz(self) -> Tensor:
+        """z_target - z_source, [P, D]."""
+        return self.known.z[self.target] - self.known.z[self.source]
+
+
+def draw_pairs(known: Known, seed: int) -> Pairs:
+    """Each sample with another one drawn at random whose object has another first token; those without one are left
+    out."""
+    generator = np.random.default_rng(seed)
+    source, target = [], []
+    for index, one in enumerate(known.facts):
+        others = [i for i, other in enumerate(known.facts) if other.answer != one.answer]
+        if others:
+            source.append(index)
+            target.append(others[int(generator.integers(len(others)))])
+    return Pairs(known, source, target)
+
+
+def changes(relation: LinearRelation, pairs: Pairs, turn: Turn) -> Tensor:
+    """What the inverse adds for each pair, [P, D]."""
+    return relation.change(pairs.dz, turn.layer, turn.rank)
+
+
+def random_changes(pairs: Pairs, like_PD: Tensor, layer: int, seed: int) -> Tensor:
+    """For each pair a random change as long as the inverse's, drawn with the covariance of the subjects' streams,
+    [P, D]."""
+    h_ND = pairs.known.h[:, layer + 1]
+    generator = torch.Generator().manual_seed(seed)
+    mixed_PD = torch.randn(len(like_PD), len(h_ND), generator=generator) @ (h_ND - h_ND.mean(0))
+    return mixed_PD / mixed_PD.norm(dim=-1, keepdim=True).clamp(min=1e-12) * like_PD.norm(dim=-1, keepdim=True)
+
+
+def succeed(
+    model: Model, pairs: Pairs, settings: Sequence[tuple[str, int, Tensor]], progress: Progress
+) -> np.ndarray:
+    """Whether each pair's target answer becomes the first choice under each setting, [settings, P]. A setting is how
+    its tensor [P, D] is used at a layer's stream of the subject: `add` or `set`."""
+    rows = []
+    for pair, (source, target) in enumerate(zip(pairs.source, pairs.target, strict=True)):
+        asked, answer = pairs.known.facts[source], pairs.known.facts[target].answer
+        for how, layer, value_PD in settings:
+            site = layer_sites(model, asked.position)[layer + 1]
+            edit = Edit.add(site, value_PD[pair], 1.0, "raw") if how == "add" else Edit.set(site, value_PD[pair])
+            rows.append((asked.ids, [edit], [Readout.rank(answer)]))
+    ranks = model.execute(Plan.of(rows), track=progress.track)
+    return np.array([int(rank) == 0 for (rank,) in ranks]).reshape(-1, len(settings)).T
+
+
+def choose_turn(
+    model: Model, relation: LinearRelation, pairs: Pairs, progress: Progress
+) -> tuple[Turn, list[tuple[Turn, float]]]:
+    """The layer and rank whose edits work most often on validation pairs, and the share at each that was tried: all
+    layers at the middle rank, all ranks at the best layers."""
+    tried: dict[Turn, float] = {}
+
+    def measure(turns: Sequence[Turn]) -> None:
+        settings = [("add", turn.layer, changes(relation, pairs, turn)) for turn in turns]
+        tried.update(zip(turns, succeed(model, pairs, settings, progress).mean(1).tolist(), strict=True))
+
+    layers = range(-1, model.n_layers - 1)
+    measure([Turn(layer, MIDDLE) for layer in layers])
+    best = sorted(layers, key=lambda layer: -tried[Turn(layer, MIDDLE)])[:LAYERS_KEPT]
+    measure([Turn(layer, rank) for layer in best for rank in RANKS if rank != MIDDLE and rank <= model.d_model])
+    return max(tried, key=tried.__getitem__), list(tried.items())

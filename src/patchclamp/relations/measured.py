@@ -1,0 +1,200 @@
+"""What is measured of one relation: how faithful its map is, what beats it, and whether its inverse edits the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from patchclamp.errors import FileError
+from patchclamp.evidence.bootstrap import bootstrap_mean, paired_difference
+from patchclamp.evidence.method import Part, Progress
+from patchclamp.evidence.record import write_whole
+from patchclamp.evidence.verdict import FEWEST, NO_INTERVAL, Interval
+from patchclamp.forward import Model
+from patchclamp.relations.fitting import fit, question_of
+from patchclamp.relations.inverse import changes, choose_turn, draw_pairs, random_changes, succeed
+from patchclamp.relations.prompts import fact
+from patchclamp.relations.readers import Reader, Setting, choose, readers, score
+from patchclamp.relations.samples import Parted, SamplesSpec, knows, part, read
+from patchclamp.tasks.rows import RelationFile
+
+RANDOM = 5
+"""Random changes that each edit is compared with."""
+
+
+class LayerFaithfulness(Part):
+    """One layer."""
+
+    layer: int
+    """-1 for the embeddings, then the block after which the subject is read."""
+    beta: float
+    """Chosen for this layer on the validation samples."""
+    faithfulness: float
+    """Share of test samples."""
+    best_baseline: float
+    """The best of the baselines at this layer."""
+
+
+class TemplateFaithfulness(Part):
+    """The map on another prompt than it was fitted on."""
+
+    template: str
+    known: int
+    """Test samples that the model answers rightly in it."""
+    faithfulness: Interval
+
+
+class RelationRow(Part):
+    """One relation."""
+
+    name: str
+    category: str
+    file: str
+    """The file's name."""
+    template: str
+    asked: int
+    known: int
+    """Samples whose object's first token is the model's first choice."""
+    fitted: int
+    tested: int
+    skipped: int
+    """Objects left out because another begins with the same token, or with a single letter."""
+    layer: int
+    """The layer read, chosen on validation samples; -1 for the embeddings."""
+    beta: float
+    faithfulness: Interval
+    """Share of test samples on which the map's first choice is the model's."""
+    baselines: dict[str, Interval]
+    """The same by other means, each at the layer chosen for it."""
+    mark: str
+    """Whether the map beats every baseline, `not linear here`, or open."""
+    edit_layer: int
+    rank: int
+    causality: Interval
+    """Share of edits by the inverse after which the model's first choice is the other object."""
+    swap: Interval
+    """The same with the other subject's stream put in its place."""
+    random: Interval
+    """The same with random changes as long as the inverse's."""
+    layers: list[LayerFaithfulness]
+    templates: list[TemplateFaithfulness]
+    """The file's other templates."""
+    hits: list[float]
+    """Of each test sample, whether the map was right."""
+    baseline_hits: list[float]
+    """The same of the best baseline."""
+
+
+class Missed(Part):
+    """A relation that could not be measured."""
+
+    name: str
+    category: str
+    file: str
+    why: str
+
+
+class _Stored(BaseModel):
+    question: str
+    row: RelationRow | Missed
+
+
+def stored_path(folder: str, model: Model, file: Path) -> Path:
+    """Where the measurement of a relation in a model is kept."""
+    return Path(folder).expanduser() / model.weights_hash[:12] / f"{file.stem}.json"
+
+
+def measure(
+    model: Model, relation: RelationFile, file: Path, spec: SamplesSpec, progress: Progress,
+    store: str | None = None, fits: str | None = None,
+) -> RelationRow | Missed:
+    """One relation measured, or taken from `store` if the same was measured before."""
+    question = hashlib.sha256(json.dumps([question_of(model, relation, spec), "1"]).encode()).hexdigest()
+    place = stored_path(store, model, file) if store else None
+    if place is not None and place.is_file():
+        try:
+            found = _Stored.model_validate_json(place.read_bytes())
+        except ValidationError as error:
+            raise FileError(f"{place} is no measurement of a relation ({error.errors()[0]['msg']}); delete it, or name "
+                            "another folder") from error
+        if found.question == question:
+            return found.row
+    try:
+        parted = part(model, relation, spec, file.name, progress)
+    except FileError as error:
+        row: RelationRow | Missed = Missed(name=relation.name, category=category(relation, file), file=file.name,
+                                           why=str(error))
+    else:
+        row = _measured(model, relation, parted, file, spec, progress, fits)
+    if place is not None:
+        write_whole(place, _Stored(question=question, row=row).model_dump_json(indent=1).encode())
+    return row
+
+
+def category(relation: RelationFile, file: Path) -> str:
+    """What the file says it is, or the name of its folder."""
+    return relation.category or file.parent.name
+
+
+def _measured(
+    model: Model, relation: RelationFile, parted: Parted, file: Path, spec: SamplesSpec, progress: Progress,
+    fits: str | None,
+) -> RelationRow:
+    made = fit(model, relation, spec, parted, progress, fits)
+    hits, at_layers, intervals = {}, {}, {}
+    lre, *baselines = readers(made, parted.fit)
+    for reader in (lre, *baselines):
+        setting, by_layer, _ = choose(model, reader, parted.validation)
+        right_SN = score(model, reader, parted.test, [setting, *by_layer]).right.astype(float)
+        hits[reader.name] = right_SN[0]
+        at_layers[reader.name] = right_SN[1:].mean(1)
+        intervals[reader.name] = bootstrap_mean(right_SN[0], spec.seed)
+        if reader is lre:
+            chosen, betas = setting, [one.beta for one in by_layer]
+    best = max((reader.name for reader in baselines), key=lambda name: hits[name].mean())
+    others = np.stack([at_layers[reader.name] for reader in baselines]).max(0)
+    turn, _ = choose_turn(model, made, draw_pairs(parted.validation, spec.seed), progress)
+    pairs = draw_pairs(parted.test, spec.seed)
+    change_PD = changes(made, pairs, turn)
+    settings = [("add", turn.layer, change_PD), ("set", turn.layer, parted.test.h[pairs.target, turn.layer + 1])]
+    settings += [("add", turn.layer, random_changes(pairs, change_PD, turn.layer, spec.seed + i))
+                 for i in range(RANDOM)]
+    works_SP = succeed(model, pairs, settings, progress).astype(float)
+    return RelationRow(
+        name=relation.name, category=category(relation, file), file=file.name, template=parted.template,
+        asked=parted.asked, known=parted.known, fitted=len(parted.fit), tested=len(parted.test),
+        skipped=len(parted.skipped), layer=chosen.layer, beta=chosen.beta, faithfulness=intervals.pop("lre"),
+        baselines=intervals, mark=_mark(hits["lre"], hits[best], spec.seed), edit_layer=turn.layer, rank=turn.rank,
+        causality=bootstrap_mean(works_SP[0], spec.seed), swap=bootstrap_mean(works_SP[1], spec.seed),
+        random=bootstrap_mean(works_SP[2:].mean(0), spec.seed),
+        layers=[LayerFaithfulness(layer=i - 1, beta=betas[i], faithfulness=at_layers["lre"][i], best_baseline=others[i])
+                for i in range(model.n_layers)],
+        templates=[_other(model, parted, lre, chosen, template, spec, progress)
+                   for template in relation.prompt_templates if template != parted.template],
+        hits=hits["lre"].tolist(), baseline_hits=hits[best].tolist(),
+    )
+
+
+def _mark(hits_N: np.ndarray, others_N: np.ndarray, seed: int) -> str:
+    """The map beside the best baseline, sample by sample."""
+    if hits_N.mean() <= others_N.mean():
+        return "not linear here"
+    if len(hits_N) >= FEWEST and paired_difference(hits_N, others_N, seed).low > 0:
+        return "beats every baseline"
+    return "open"
+
+
+def _other(
+    model: Model, parted: Parted, lre: Reader, setting: Setting, template: str, spec: SamplesSpec, progress: Progress
+) -> TemplateFaithfulness:
+    """The map on the test samples, asked and exemplified by another template."""
+    asked = [fact(model, template, one.sample, parted.examples) for one in parted.test.facts]
+    right = [one for one, is_known in zip(asked, knows(model, asked, progress), strict=True) if is_known]
+    if not right:
+        return TemplateFaithfulness(template=template, known=0, faithfulness=NO_INTERVAL)
+    hits_N = score(model, lre, read(model, right, progress), [setting]).right[0].astype(float)
+    return TemplateFaithfulness(template=template, known=len(right), faithfulness=bootstrap_mean(hits_N, spec.seed))

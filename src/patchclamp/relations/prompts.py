@@ -1,0 +1,77 @@
+"""A relation's samples as prompts: examples, one a line, then the template with the subject.
+
+    The capital of Peru is the city of Lima
+    The capital of Poland is the city of
+
+The subject's last token is where it is read, and where it is edited; the object is told by its first token.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from patchclamp.errors import SpecError
+from patchclamp.forward import Model
+from patchclamp.forward.answer import ask
+from patchclamp.model.tokens import Encoded
+from patchclamp.tasks.rows import RelationSample
+
+
+class Fact(NamedTuple):
+    """One sample as the model is asked for it."""
+
+    sample: RelationSample
+    ids: tuple[int, ...]
+    position: int
+    """Index of the subject's last token."""
+    answer: int
+    """Id of the object's first token."""
+
+
+def fact(model: Model, template: str, sample: RelationSample, examples: Sequence[RelationSample] = ()) -> Fact:
+    """A sample asked after `examples`, of which those on its own subject are left out.
+
+    SpecError if nothing follows the subject, PromptError if the tokenizer joins prompt and object."""
+    before, after = template.split("{}")
+    if not after.strip():
+        raise SpecError(f"the template {template!r} ends with the subject, so that nothing is read off it: write it so "
+                        "that words follow, e.g. 'The capital of {} is'")
+    others = [one for one in examples if one.subject != sample.subject]
+    told = "".join(f"{template.replace('{}', one.subject).rstrip(' ')} {one.object}\n" for one in others)
+    bare = f"{told}{before}{sample.subject}{after}".rstrip(" ")
+    ids, answer = ask(model, f"{bare} ", sample.object)
+    position = last_token_before(model.encode(ids), after.rstrip(" "))
+    if position == len(ids) - 1:
+        raise SpecError(f"the template {template!r}: the tokenizer writes its end in one token with the subject "
+                        f"{sample.subject!r}; let more words follow")
+    return Fact(sample, ids, position, answer)
+
+
+def last_token_before(encoded: Encoded, tail: str) -> int:
+    """Index of the token that holds the last character before the text's end `tail`."""
+    end = len("".join(encoded.pieces)) - len(tail)
+    upto = 0
+    for index, piece in enumerate(encoded.pieces):
+        upto += len(piece)
+        if upto >= end:
+            return index
+    return len(encoded) - 1
+
+
+def unclear(model: Model, facts: Sequence[Fact]) -> dict[str, str]:
+    """Objects that their first token does not tell, each with the reason: another object begins with the same token,
+    or the token is a single letter of a longer word."""
+    objects = defaultdict(set)
+    for one in facts:
+        objects[one.answer].add(one.sample.object)
+    reasons = {}
+    for one in facts:
+        letters = model.say(one.answer).strip()
+        same = sorted(objects[one.answer] - {one.sample.object})
+        if same:
+            reasons[one.sample.object] = f"it begins with the same token {letters!r} as {same[0]!r}"
+        elif len(letters) < 2 <= len(one.sample.object) and letters != one.sample.object:
+            reasons[one.sample.object] = f"its first token is {letters!r} alone"
+    return reasons
