@@ -12,7 +12,8 @@ from patchclamp.evidence.record import Record
 from patchclamp.sae.cost import Machine, Shape
 from patchclamp.sae.learner import Learner
 from patchclamp.sae.parameters import Recipe, Scaling
-from patchclamp.sae.plan import NoModel, plan_training
+from patchclamp.evidence.method import NoModel
+from patchclamp.sae.plan import plan_training
 from patchclamp.sae.ranks import Ranks
 
 KINDS = ["topk", "batchtopk", "relu", "jumprelu", "gated", "matryoshka"]

@@ -75,6 +75,11 @@ BUILT_IN = (
     "patchclamp.sae.attribute",
     "patchclamp.sae.plan",
     "patchclamp.sae.convert",
+    "patchclamp.relations.fit",
+    "patchclamp.relations.evaluate",
+    "patchclamp.relations.edit",
+    "patchclamp.relations.lens",
+    "patchclamp.relations.table",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
 )
@@ -137,6 +142,23 @@ def load_language_model(ref: str, **options: Any) -> Model:
     from patchclamp.forward import load
 
     return load(ref, **options)
+
+
+@dataclass(frozen=True)
+class NoModel:
+    """What a record says of the model where none is asked."""
+
+    ref: str = "none"
+    name: str = "none"
+    revision: None = None
+    weights_hash: str = ""
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def load_nothing(ref: str, **options: Any) -> NoModel:
+    """For a method that reads results and asks no model."""
+    return NoModel()
 
 
 @dataclass(frozen=True)

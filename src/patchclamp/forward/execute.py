@@ -47,9 +47,7 @@ class Group:
     def free(self) -> int:
         """Tokens at the beginning that no job reads or edits, so that nobody needs them computed in its own row."""
         jobs = [job for job in (self.root, *self.jobs) if job.reads or job.edits]
-        patterns = any(part.site.point == "pattern" for job in jobs for part in job.edits) or any(
-            read.read.site is not None and read.read.site.point == "pattern" for job in jobs for read in job.reads)
-        return 0 if patterns else min(job.start for job in jobs)
+        return 0 if any(job.needs_pattern for job in jobs) else min(job.start for job in jobs)
 
 
 def execute(
@@ -163,7 +161,7 @@ def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
         return
     groups = []
     for family in _families(list(_groups(anatomy, jobs))):
-        if len(family) > 1 and not anatomy.rope_side(len(family[0].root.encoded)):
+        if len(family) > 1 and may_share(anatomy, [group.root for group in family]):
             yield from _alike(family)
         else:
             groups += family
@@ -198,6 +196,13 @@ def _families(groups: Sequence[Group]) -> Iterator[list[Group]]:
         family, shared = [group], group.free
     if family:
         yield family
+
+
+def may_share(anatomy: Anatomy, jobs: Sequence[Job]) -> bool:
+    """Whether jobs that begin with the same tokens may go on from one row's keys and values. An attention pattern is as
+    wide as its own prompt; and a prefix alone may be within a window that the whole prompt exceeds: other angles."""
+    return anatomy.family.rows_may_join and not any(
+        job.needs_pattern or anatomy.rope_side(len(job.encoded)) for job in jobs)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -316,6 +321,12 @@ class _Prefixes:
         return [(k[..., : layout.start, :], v[..., : layout.start, :]) for k, v in self.held[1]]
 
     def _compute(self, layout: Layout, length: int) -> KeyValues:
-        roots = layout.roots[:1] if layout.alike else layout.roots
-        whole = inputs_of(self.anatomy, Layout(roots), accepts_positions(self.anatomy))
-        return compute_prefix(self.anatomy, whole, length)
+        with torch.no_grad():
+            roots = layout.roots[:1] if layout.alike else layout.roots
+            whole = inputs_of(self.anatomy, Layout(roots), accepts_positions(self.anatomy))
+            return compute_prefix(self.anatomy, whole, length)
+
+
+def prefix_of(anatomy: Anatomy, layout: Layout) -> KeyValues | None:
+    """The keys and values that a batch goes on from, or None if it starts at the first token."""
+    return _Prefixes(anatomy, [layout]).of(layout)

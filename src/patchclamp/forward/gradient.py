@@ -1,16 +1,26 @@
 """Gradients of readouts with respect to values inside the model, one backward pass for many prompts."""
 
+from __future__ import annotations
+
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from patchclamp.errors import InputError
 from patchclamp.forward.batch import Batch, Layout, inputs_of
-from patchclamp.forward.execute import accepts_positions, rotary_sides
+from patchclamp.forward.edit import Edit
+from patchclamp.forward.execute import accepts_positions, may_share, prefix_of, rotary_sides
 from patchclamp.forward.prepare import Job
 from patchclamp.forward.read import Say, read_all
+from patchclamp.forward.readout import Readout
 from patchclamp.forward.site import Site
 from patchclamp.model.anatomy import Anatomy
+
+if TYPE_CHECKING:
+    from patchclamp.forward.model import Model
 
 GRAPH_TOKENS = 1024
 """Tokens whose activations are kept for one backward pass: about 1 MB a token in SmolLM2."""
@@ -21,8 +31,9 @@ def differentiate(anatomy: Anatomy, jobs: list[Job], sites: Sequence[Site], say:
 
     Rows of a batch do not touch each other, so the gradient of their readouts' sum is each one's own."""
     for layout in _batches(anatomy, jobs):
-        batch = Batch(anatomy, layout, keep_graph=True)
-        hidden = batch.run(inputs_of(anatomy, layout, accepts_positions(anatomy)))
+        inputs = inputs_of(anatomy, layout, accepts_positions(anatomy))
+        batch = Batch(anatomy, layout, prefix_of(anatomy, layout), keep_graph=True)
+        hidden = batch.run(inputs)
         measured = [row[0] for row in read_all(anatomy, batch, hidden, say)]
         for job, value in zip(layout.jobs, measured, strict=True):
             job.results = []
@@ -38,9 +49,35 @@ def differentiate(anatomy: Anatomy, jobs: list[Job], sites: Sequence[Site], say:
                 job.results.append(batch.pick(whole, row, job.reads[index + 1]).detach().clone())
 
 
+def path_gradients(
+    model: Model, prompts: Sequence[tuple[int, ...]], reads: Sequence[Readout], site: Site, ends: Sequence[Tensor],
+    values: Sequence[Tensor], steps: int,
+) -> list[Tensor]:
+    """Each prompt's mean gradient of its readout at a site, on the straight way from its value there to an end, by the
+    midpoint rule with so many steps (integrated gradients: Sundararajan et al. 2017, arXiv 1703.01365, equation 3)."""
+    shares = [(step + 0.5) / steps for step in range(steps)]
+    edits = [[Edit.set(site, value + share * (end.to(value) - value))]
+             for value, end in zip(values, ends, strict=True) for share in shares]
+    prompts_R = [prompt for prompt in prompts for _ in shares]
+    found = model.gradients(prompts_R, [read for read in reads for _ in shares], site, edits).rows(site)
+    return [torch.stack(found[i : i + steps]).mean(0) for i in range(0, len(found), steps)]
+
+
 def _batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
-    """Whole rows of like length together, as many as the graph of a backward pass should hold."""
-    for side in rotary_sides(anatomy, jobs):
+    """Rows together, as many as the graph of a backward pass should hold: those on one prompt behind the tokens that
+    none of them reads or edits, others whole with rows of like length."""
+    on_prompt: dict[tuple[int, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        on_prompt[job.encoded.ids].append(job)
+    whole = []
+    for same in on_prompt.values():
+        start = min(job.start for job in same)
+        if len(same) > 1 and start > 0 and may_share(anatomy, same):
+            size = max(1, GRAPH_TOKENS // (len(same[0].encoded) - start))
+            yield from (Layout(same[i : i + size], start=start, alike=True) for i in range(0, len(same), size))
+        else:
+            whole += same
+    for side in rotary_sides(anatomy, whole):
         batch: list[Job] = []
         for job in sorted(side, key=lambda j: len(j.encoded)):
             longest = len(job.encoded)

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from patchclamp.errors import InputError, RunError
-from patchclamp.forward.batch import Batch, KeyValues, Layout, compute_prefix, inputs_of
-from patchclamp.forward.execute import accepts_positions
+from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
+from patchclamp.forward.execute import accepts_positions, may_share, prefix_of
 from patchclamp.forward.prepare import Job, ready_read
 from patchclamp.forward.readout import Readout
 from patchclamp.forward.streams import layer_sites
 from patchclamp.forward.suffix import on_prefix, standing
-from patchclamp.model.anatomy import Anatomy
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
@@ -48,22 +47,14 @@ def jacobians(model: Model, ids: tuple[int, ...], position: int = -1) -> Tensor:
     encoded, token = model.encode(ids), position % n
     reads = [ready_read(model.anatomy, model.tokenizer, Readout.value(site), encoded, model.name)
              for site in layer_sites(model, "all")]
-    layout = Layout([Job(encoded, [], reads)])
-    with torch.no_grad():
-        prefix = _prefix(model.anatomy, layout, token)
-    layout.start = token if prefix is not None else 0
+    job = Job(encoded, [], reads)
+    layout = Layout([job], start=token if may_share(model.anatomy, [job]) else 0)
+    prefix = prefix_of(model.anatomy, layout)
     with torch.enable_grad():
         out_LDD = _sweep(model, layout, prefix, token - layout.start)
     if not bool(out_LDD.isfinite().all()):
         raise RunError(f"the derivatives of {model.name} overflow in {model.dtype}: load the model in float32")
     return out_LDD
-
-
-def _prefix(anatomy: Anatomy, layout: Layout, length: int) -> KeyValues | None:
-    """Keys and values of the first tokens, where a run may go on from them."""
-    if not length or not anatomy.family.rows_may_join or anatomy.rope_side(layout.n_columns):
-        return None
-    return compute_prefix(anatomy, inputs_of(anatomy, layout, accepts_positions(anatomy)), length)
 
 
 def _sweep(model: Model, layout: Layout, prefix: KeyValues | None, column: int) -> Tensor:

@@ -238,10 +238,11 @@ class Model:
 
     def gradients(
         self, prompts: Prompts, readout: Readout | Sequence[Readout], sites: str | Site | Sequence[str | Site],
-        edits: Sequence[Edit] = (),
+        edits: Sequence[Edit] | Sequence[Sequence[Edit]] = (),
     ) -> Capture:
         """d readout / d site for each prompt, in the shapes of `capture`. The readout must be one number; a list gives
-        each prompt its own. Prompts of like length are batched (6e-5 from one at a time, measured on SmolLM2)."""
+        each prompt its own, and so does a list of lists of edits. Rows on one prompt or of like length are batched
+        (6e-5 from one at a time, measured on SmolLM2)."""
         listed = as_prompts(prompts)
         each = [readout] * len(listed) if isinstance(readout, Readout | str) else list(readout)
         if len(each) != len(listed):
@@ -255,8 +256,8 @@ class Model:
         if bad:
             raise SiteError(f"no gradient is kept at {bad[0]}; use head, attn or resid")
         values = [Readout.value(s) for s in wanted]
-        rows = [Row(prompt=prompt, edits=tuple(edits), reads=(as_readout(one), *values))
-                for prompt, one in zip(listed, each, strict=True)]
+        rows = [Row(prompt=prompt, edits=tuple(own), reads=(as_readout(one), *values))
+                for prompt, own, one in zip(listed, edits_by_prompt(edits, len(listed)), each, strict=True)]
         with self._in_turn(), torch.enable_grad():
             jobs = self._jobs(rows)
             differentiate(self.anatomy, jobs, wanted, self.say)

@@ -130,6 +130,12 @@ class Job:
         return min(read + [i for e in self.edits for i in e.tokens], default=0)
 
     @property
+    def needs_pattern(self) -> bool:
+        """Whether an attention pattern is read or edited."""
+        sites = [edit.site for edit in self.edits] + [r.read.site for r in self.reads if r.read.site is not None]
+        return any(site.point == "pattern" for site in sites)
+
+    @property
     def needs_clean(self) -> bool:
         return any(r.read.kind == "kl" for r in self.reads)
 

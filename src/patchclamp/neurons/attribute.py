@@ -24,6 +24,7 @@ from patchclamp.evidence.choices import FEWEST, Choice, ChoicesSpec, drawn, halv
 from patchclamp.evidence.cli_hints import CommaList
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.forward import Edit, Model, Plan, Readout, Site
+from patchclamp.forward.gradient import path_gradients
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import Positions
 from patchclamp.neurons.groups import Controls, Group, Measured, measure_group
@@ -193,7 +194,7 @@ def estimate(
         prompts = [choice.prompt for choice in some]
         reads = [Readout.logit_difference(choice.answer, choice.distractor) for choice in some]
         values = model.capture(prompts, sites)
-        slopes = [_slopes(model, prompts, reads, site, replaced[row], values.rows(site), steps)
+        slopes = [path_gradients(model, prompts, reads, site, [replaced[row]] * len(some), values.rows(site), steps)
                   for row, site in enumerate(sites)] if steps > 1 else None
         gradients = model.gradients(prompts, reads, sites) if steps == 1 else None
         for row, site in enumerate(sites):
@@ -202,20 +203,6 @@ def estimate(
                 change = (replaced[row] - value.cpu()) * slope.cpu()
                 total[row] += change.reshape(-1, change.shape[-1]).double().sum(0)
     return total / len(choices)
-
-
-def _slopes(
-    model: Model, prompts: list[tuple[int, ...]], reads: list[Readout], site: Site, replaced_F: Tensor,
-    values: list[Tensor], steps: int,
-) -> list[Tensor]:
-    """Each prompt's mean gradient on the way from its values to the replacement, by the midpoint rule."""
-    total = [torch.zeros_like(value) for value in values]
-    for step in range(steps):
-        far = (step + 0.5) / steps
-        for row, (prompt, read, value) in enumerate(zip(prompts, reads, values, strict=True)):
-            edit = Edit.set(site, value + far * (replaced_F.to(value) - value))
-            total[row] += model.gradients([prompt], read, site, [edit]).rows(site)[0] / steps
-    return total
 
 
 def exact_effects(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from patchclamp.evidence.method import Progress
 from patchclamp.forward import Model
 from patchclamp.forward.jacobian import jacobians
 from patchclamp.relations.linear import FILE, LinearRelation, RelationInfo, load_relation
-from patchclamp.relations.samples import Parted, SamplesSpec
+from patchclamp.relations.samples import Parted, SamplesSpec, part
 from patchclamp.tasks.rows import RelationFile
 
 
@@ -24,12 +25,20 @@ def question_of(model: Model, relation: RelationFile, spec: SamplesSpec) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
+def fitted(
+    model: Model, relation: RelationFile, spec: SamplesSpec, file: str, progress: Progress, folder: str | None = None
+) -> tuple[Parted, LinearRelation]:
+    """A relation's samples, parted, and the map of those to fit on. In `folder`, if given, the map is kept, and taken
+    from there the next time the same is asked. Raises as `part` and `load_relation`."""
+    parted = part(model, relation, spec, file, progress)
+    return parted, fit(model, relation, spec, parted, progress, folder)
+
+
 def fit(
     model: Model, relation: RelationFile, spec: SamplesSpec, parted: Parted, progress: Progress,
     folder: str | None = None,
 ) -> LinearRelation:
-    """The map of a relation's samples to fit on. In `folder`, if given, it is kept, and taken from there the next time
-    the same is asked."""
+    """The map of samples that are parted already. See `fitted`."""
     question = question_of(model, relation, spec)
     slug = re.sub(r"\W+", "-", relation.name).strip("-").lower()
     place = Path(folder).expanduser() / f"{slug}-{question[:12]}" if folder else None
@@ -46,5 +55,5 @@ def fit(
     )
     made = LinearRelation(info, (total / len(known)).float(), known.h.mean(0), known.z.mean(0))
     if place is not None:
-        made.save(place)
+        made = replace(made, path=str(made.save(place)))
     return made

@@ -69,10 +69,8 @@ def changes(relation: LinearRelation, pairs: Pairs, turn: Turn) -> Tensor:
     return relation.change(pairs.dz, turn.layer, turn.rank)
 
 
-def random_changes(pairs: Pairs, like_PD: Tensor, layer: int, seed: int) -> Tensor:
-    """For each pair a random change as long as the inverse's, drawn with the covariance of the subjects' streams,
-    [P, D]."""
-    h_ND = pairs.known.h[:, layer + 1]
+def random_changes(h_ND: Tensor, like_PD: Tensor, seed: int) -> Tensor:
+    """As many random changes as `like_PD` has, each as long, drawn with the covariance of subjects' streams, [P, D]."""
     generator = torch.Generator().manual_seed(seed)
     mixed_PD = torch.randn(len(like_PD), len(h_ND), generator=generator) @ (h_ND - h_ND.mean(0))
     return mixed_PD / mixed_PD.norm(dim=-1, keepdim=True).clamp(min=1e-12) * like_PD.norm(dim=-1, keepdim=True)

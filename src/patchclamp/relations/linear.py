@@ -60,6 +60,8 @@ class LinearRelation:
     """E[h_l], [L, D]."""
     object_mean: Tensor
     """E[z], [D]."""
+    path: str | None = None
+    """The folder that holds it, if one does."""
     _svd: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def bias(self, layer: int) -> Tensor:
@@ -84,8 +86,8 @@ class LinearRelation:
 
         tensors = {"weight": self.weight.contiguous(), "subject_mean": self.subject_mean.contiguous(),
                    "object_mean": self.object_mean.contiguous()}
-        place = Path(folder).expanduser() / FILE
-        write_whole(place, save(tensors, {METADATA: self.info.model_dump_json()}))
+        place = Path(folder).expanduser()
+        write_whole(place / FILE, save(tensors, {METADATA: self.info.model_dump_json()}))
         return place
 
 
@@ -111,4 +113,4 @@ def load_relation(folder: str | Path, model: Model) -> LinearRelation:
         raise FileError(f"{path}: the maps have not the shape of {model.name}'s layers; fit the relation again")
     if not all(bool(one.isfinite().all()) for one in (weight, mean, end)):
         raise FileError(f"{path} holds NaN or infinity; fit the relation again")
-    return LinearRelation(info, weight, mean, end)
+    return LinearRelation(info, weight, mean, end, str(path.parent))

@@ -98,14 +98,22 @@ class Missed(Part):
     why: str
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
+    """A relation's measurement as it is kept: `<folder>/<weights>/<file>.json`."""
+
+    model: str
     question: str
+    """Hash of what was asked."""
     row: RelationRow | Missed
 
 
-def stored_path(folder: str, model: Model, file: Path) -> Path:
-    """Where the measurement of a relation in a model is kept."""
-    return Path(folder).expanduser() / model.weights_hash[:12] / f"{file.stem}.json"
+def read_stored(path: Path) -> Stored:
+    """A measurement that was kept. FileError if the file holds none."""
+    try:
+        return Stored.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise FileError(f"{path} is no measured relation ({said}); delete it, or name another folder") from error
 
 
 def measure(
@@ -114,15 +122,9 @@ def measure(
 ) -> RelationRow | Missed:
     """One relation measured, or taken from `store` if the same was measured before."""
     question = hashlib.sha256(json.dumps([question_of(model, relation, spec), "1"]).encode()).hexdigest()
-    place = stored_path(store, model, file) if store else None
-    if place is not None and place.is_file():
-        try:
-            found = _Stored.model_validate_json(place.read_bytes())
-        except ValidationError as error:
-            raise FileError(f"{place} is no measurement of a relation ({error.errors()[0]['msg']}); delete it, or name "
-                            "another folder") from error
-        if found.question == question:
-            return found.row
+    place = Path(store).expanduser() / model.weights_hash[:12] / f"{file.stem}.json" if store else None
+    if place is not None and place.is_file() and (found := read_stored(place)).question == question:
+        return found.row
     try:
         parted = part(model, relation, spec, file.name, progress)
     except FileError as error:
@@ -131,7 +133,8 @@ def measure(
     else:
         row = _measured(model, relation, parted, file, spec, progress, fits)
     if place is not None:
-        write_whole(place, _Stored(question=question, row=row).model_dump_json(indent=1).encode())
+        kept = Stored(model=model.name, question=question, row=row)
+        write_whole(place, kept.model_dump_json(indent=1).encode() + b"\n")
     return row
 
 
@@ -161,8 +164,8 @@ def _measured(
     pairs = draw_pairs(parted.test, spec.seed)
     change_PD = changes(made, pairs, turn)
     settings = [("add", turn.layer, change_PD), ("set", turn.layer, parted.test.h[pairs.target, turn.layer + 1])]
-    settings += [("add", turn.layer, random_changes(pairs, change_PD, turn.layer, spec.seed + i))
-                 for i in range(RANDOM)]
+    h_ND = parted.test.h[:, turn.layer + 1]
+    settings += [("add", turn.layer, random_changes(h_ND, change_PD, spec.seed + i)) for i in range(RANDOM)]
     works_SP = succeed(model, pairs, settings, progress).astype(float)
     return RelationRow(
         name=relation.name, category=category(relation, file), file=file.name, template=parted.template,

@@ -30,23 +30,39 @@ class Fact(NamedTuple):
     """Id of the object's first token."""
 
 
-def fact(model: Model, template: str, sample: RelationSample, examples: Sequence[RelationSample] = ()) -> Fact:
-    """A sample asked after `examples`, of which those on its own subject are left out.
+class Question(NamedTuple):
+    """A subject as the model is asked for its object."""
 
-    SpecError if nothing follows the subject, PromptError if the tokenizer joins prompt and object."""
+    text: str
+    ids: tuple[int, ...]
+    position: int
+    """Index of the subject's last token."""
+
+
+def question(model: Model, template: str, subject: str, examples: Sequence[RelationSample] = ()) -> Question:
+    """A subject asked for after `examples`, of which those on itself are left out.
+
+    SpecError if nothing follows the subject."""
     before, after = template.split("{}")
     if not after.strip():
         raise SpecError(f"the template {template!r} ends with the subject, so that nothing is read off it: write it so "
                         "that words follow, e.g. 'The capital of {} is'")
-    others = [one for one in examples if one.subject != sample.subject]
-    told = "".join(f"{template.replace('{}', one.subject).rstrip(' ')} {one.object}\n" for one in others)
-    bare = f"{told}{before}{sample.subject}{after}".rstrip(" ")
-    ids, answer = ask(model, f"{bare} ", sample.object)
-    position = last_token_before(model.encode(ids), after.rstrip(" "))
-    if position == len(ids) - 1:
+    told = "".join(f"{template.replace('{}', one.subject).rstrip(' ')} {one.object}\n"
+                   for one in examples if one.subject != subject)
+    text = f"{told}{before}{subject}{after}".rstrip(" ")
+    encoded = model.encode(text)
+    position = last_token_before(encoded, after.rstrip(" "))
+    if position == len(encoded) - 1:
         raise SpecError(f"the template {template!r}: the tokenizer writes its end in one token with the subject "
-                        f"{sample.subject!r}; let more words follow")
-    return Fact(sample, ids, position, answer)
+                        f"{subject!r}; let more words follow")
+    return Question(text, encoded.ids, position)
+
+
+def fact(model: Model, template: str, sample: RelationSample, examples: Sequence[RelationSample] = ()) -> Fact:
+    """A sample asked after `examples`. Raises as `question`; PromptError if the tokenizer joins prompt and object."""
+    asked = question(model, template, sample.subject, examples)
+    _, answer = ask(model, f"{asked.text} ", sample.object)
+    return Fact(sample, asked.ids, asked.position, answer)
 
 
 def last_token_before(encoded: Encoded, tail: str) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.forward import Model
+from patchclamp.forward import Model, metrics
 from patchclamp.forward.streams import ROWS_AT_ONCE
 from patchclamp.relations.linear import LinearRelation
 from patchclamp.relations.samples import Known
@@ -42,10 +42,15 @@ class Reader(NamedTuple):
 class Scores(NamedTuple):
     """What a reader says of samples, at every layer and β tried, [L, B, N]."""
 
-    right: np.ndarray
-    """Whether its first choice is the object's first token."""
+    rank: np.ndarray
+    """Rank of the object's first token, from 0."""
     logprob: np.ndarray
     """Log-probability of that token, nats."""
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether the first choice is the object's first token."""
+        return self.rank == 0
 
 
 class Setting(NamedTuple):
@@ -83,25 +88,34 @@ def score(model: Model, reader: Reader, known: Known, settings: Sequence[Setting
     """What a reader says at each of some settings, [settings, N]."""
     z_RD = torch.cat([reader.objects(known.h[:, layer + 1], layer, beta) for layer, beta in settings])
     answers_R = known.answers.repeat(len(settings))
-    right, logprob = [], []
+    ranks, logprob = [], []
     for z, answers in zip(z_RD.split(ROWS_AT_ONCE), answers_R.split(ROWS_AT_ONCE), strict=True):
         logits = model.anatomy.unembed(z.to(model.device, model.dtype)).float()
         here = answers.to(logits.device)
-        right.append((logits.argmax(-1) == here).cpu())
-        own = logits.gather(1, here[:, None])[:, 0]
-        logprob.append((own - logits.logsumexp(-1)).cpu())
+        ranks.append(metrics.rank(logits, here).cpu())
+        logprob.append(metrics.log_probability(logits, here).cpu())
     shape = (len(settings), len(known))
-    return Scores(torch.cat(right).view(shape).numpy(), torch.cat(logprob).view(shape).numpy())
+    return Scores(torch.cat(ranks).view(shape).numpy(), torch.cat(logprob).view(shape).numpy())
+
+
+def settings_of(reader: Reader, known: Known) -> list[Setting]:
+    """Every layer and β of a reader, layer by layer."""
+    return [Setting(layer, beta) for layer in range(-1, known.h.shape[1] - 1) for beta in reader.betas]
 
 
 def choose(model: Model, reader: Reader, validation: Known) -> tuple[Setting, list[Setting], Scores]:
-    """The layer and β under which a reader is right most often on the validation samples (of equals the one that gives
-    the answers the highest log-probability), the best β of each layer, and the scores of all, [L · B, N]."""
+    """The layer and β under which a reader is right most often on the validation samples, the best β of each layer, and
+    the scores of all, [L · B, N]. Of equals the one that gives the answers the highest log-probability.
+
+    A layer counts half, its two neighbours a quarter each: what works at one layer alone is mostly luck."""
     n_layers = validation.h.shape[1]
-    settings = [Setting(layer, beta) for layer in range(-1, n_layers - 1) for beta in reader.betas]
+    settings = settings_of(reader, validation)
     scores = score(model, reader, validation, settings)
-    merit = list(zip(scores.right.mean(1), scores.logprob.mean(1), strict=True))
-    best = max(range(len(settings)), key=merit.__getitem__)
-    by_layer = [max(range(first, first + len(reader.betas)), key=merit.__getitem__)
-                for first in range(0, len(settings), len(reader.betas))]
-    return settings[best], [settings[i] for i in by_layer], scores
+    merit = np.stack([scores.right.mean(1), scores.logprob.mean(1)], -1).reshape(n_layers, -1, 2)
+    best = [max(range(len(reader.betas)), key=[tuple(one) for one in at].__getitem__) for at in merit]
+    at_best = np.stack([at[b] for at, b in zip(merit, best, strict=True)])
+    padded = np.concatenate([at_best[:1], at_best, at_best[-1:]])
+    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    layer = max(range(n_layers), key=[tuple(one) for one in smooth].__getitem__)
+    by_layer = [Setting(i - 1, reader.betas[b]) for i, b in enumerate(best)]
+    return by_layer[layer], by_layer, scores

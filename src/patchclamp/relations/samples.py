@@ -34,7 +34,7 @@ class SamplesSpec(Spec):
     """Which of the file's prompt templates, from 0."""
     limit: int = Field(300, ge=FEWEST_KNOWN)
     """At most so many samples of the file, drawn at random, are asked."""
-    tests: int = Field(60, ge=4)
+    tests: int = Field(50, ge=4)
     """At most so many of the samples that the model knows are tested on, and half as many chosen on."""
 
 
@@ -105,7 +105,7 @@ def part(model: Model, relation: RelationFile, spec: SamplesSpec, file: str, pro
     right = [one for one, is_known in zip(rest, knows(model, rest, progress), strict=True) if is_known]
     if len(right) + n_fit < FEWEST_KNOWN:
         raise FileError(_too_few(file, len(right) + n_fit, len(rest) + n_fit, skipped))
-    chosen = min(spec.tests // 2, len(right) // 3)
+    chosen = min(spec.tests // 2, len(right) // 2)
     sets = [[fact(model, template, one, examples) for one in fitted], right[:chosen],
             right[chosen : chosen + spec.tests]]
     fit, validation, test = (read(model, some, progress) for some in sets)

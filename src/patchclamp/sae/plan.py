@@ -5,12 +5,11 @@ against measured steps (docs/benchmarks.md): `slower` is how much longer they to
 data-sheet numbers, assumptions until you measure yours.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
+from patchclamp.evidence.method import NoModel, Outcome, Part, Progress, Result, Spec, load_nothing, method
 from patchclamp.forward.autoencoder import Architecture
 from patchclamp.sae.cost import Machine, Shape
 from patchclamp.sae.store import Kind
@@ -25,23 +24,6 @@ SPARE = 0.05
 """Share of a GPU's memory that is not there for tensors: the CUDA context, what an allocator cannot use."""
 MOST_GPUS = 65_536
 PLACE_BYTES = 8
-
-
-@dataclass(frozen=True)
-class NoModel:
-    """What a record says of the model where none is asked."""
-
-    ref: str = "none"
-    name: str = "none"
-    revision: None = None
-    weights_hash: str = ""
-    dtype: str = "float32"
-    device: str = "cpu"
-
-
-def load_nothing(ref: str, **options: Any) -> NoModel:
-    """A plan needs no model."""
-    return NoModel()
 
 
 class PlanSpec(Spec):
