@@ -95,16 +95,19 @@ def succeed(
 def choose_turn(
     model: Model, relation: LinearRelation, pairs: Pairs, progress: Progress
 ) -> tuple[Turn, list[tuple[Turn, float]]]:
-    """The layer and rank whose edits work most often on validation pairs, and the share at each that was tried: all
-    layers at the middle rank, all ranks at the best layers."""
+    """The block and rank whose edits work most often on validation pairs, of equals the deepest block and the lowest
+    rank; and the share at each that was tried: all blocks at the middle rank, all ranks at the best blocks.
+
+    Not the embeddings: another one in their place is another subject, not an edited fact."""
     tried: dict[Turn, float] = {}
 
     def measure(turns: Sequence[Turn]) -> None:
         settings = [("add", turn.layer, changes(relation, pairs, turn)) for turn in turns]
         tried.update(zip(turns, succeed(model, pairs, settings, progress).mean(1).tolist(), strict=True))
 
-    layers = range(-1, model.n_layers - 1)
+    layers = range(model.n_layers - 1)
     measure([Turn(layer, MIDDLE) for layer in layers])
-    best = sorted(layers, key=lambda layer: -tried[Turn(layer, MIDDLE)])[:LAYERS_KEPT]
+    best = sorted(layers, key=lambda layer: (-tried[Turn(layer, MIDDLE)], -layer))[:LAYERS_KEPT]
     measure([Turn(layer, rank) for layer in best for rank in RANKS if rank != MIDDLE and rank <= model.d_model])
-    return max(tried, key=tried.__getitem__), list(tried.items())
+    best_turn = max(tried, key=lambda turn: (tried[turn], turn.layer, -turn.rank))
+    return best_turn, list(tried.items())

@@ -27,7 +27,7 @@ from patchclamp.relations.prompts import Fact
 STEPS = 8
 SHARE, MOST = 0.2, 20
 """Neurons kept: those with at least this share of the largest attribution, and at most so many."""
-STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 class Found(NamedTuple):
