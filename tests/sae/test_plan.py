@@ -8,11 +8,11 @@ import torch
 import patchclamp as pc
 from patchclamp.cli.app import execute
 from patchclamp.errors import SpecError
+from patchclamp.evidence.method import NoModel
 from patchclamp.evidence.record import Record
 from patchclamp.sae.cost import Machine, Shape
 from patchclamp.sae.learner import Learner
 from patchclamp.sae.parameters import Recipe, Scaling
-from patchclamp.evidence.method import NoModel
 from patchclamp.sae.plan import plan_training
 from patchclamp.sae.ranks import Ranks
 

@@ -113,7 +113,7 @@ class EditResult(Result):
             ("before", self.before), ("after", self.after), ("random change", self.random_answer))]
         rows += [{"what": f"{one.kind}: {one.relation} of {one.subject}", "text": f"{one.before} → {one.after}"}
                  for one in self.side_effects]
-        return pandas.DataFrame(rows).fillna("")
+        return pandas.DataFrame(rows).astype(object).fillna("")
 
     def chart(self) -> altair.TopLevelMixin:
         """Probabilities of both answers before and after, and how often such edits work."""

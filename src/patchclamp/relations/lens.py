@@ -93,8 +93,8 @@ class LensResult(Result):
         by_layer: dict[int, dict[str, str]] = {}
         for cell in self.cells:
             by_layer.setdefault(cell.layer, {})[f"{cell.position} {cell.token}"] = cell.top
-        return pandas.DataFrame([*rows, *({"where": f"layer {layer}", **says} for layer, says in by_layer.items())]
-                                ).fillna("")
+        rows += [{"where": f"layer {layer}", **says} for layer, says in by_layer.items()]
+        return pandas.DataFrame(rows).astype(object).fillna("")
 
     def chart(self) -> altair.TopLevelMixin:
         """The prompt's cells, and recall beside the logit lens's."""

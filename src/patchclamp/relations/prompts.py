@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from patchclamp.errors import SpecError
 from patchclamp.forward import Model
 from patchclamp.forward.answer import ask
-from patchclamp.model.tokens import Encoded
 from patchclamp.tasks.rows import RelationSample
 
 
@@ -51,7 +51,7 @@ def question(model: Model, template: str, subject: str, examples: Sequence[Relat
                    for one in examples if one.subject != subject)
     text = f"{told}{before}{subject}{after}".rstrip(" ")
     encoded = model.encode(text)
-    position = last_token_before(encoded, after.rstrip(" "))
+    position = token_ending(model, text, len(encoded), len(told) + len(before) + len(subject))
     if position == len(encoded) - 1:
         raise SpecError(f"the template {template!r}: the tokenizer writes its end in one token with the subject "
                         f"{subject!r}; let more words follow")
@@ -65,15 +65,16 @@ def fact(model: Model, template: str, sample: RelationSample, examples: Sequence
     return Fact(sample, asked.ids, asked.position, answer)
 
 
-def last_token_before(encoded: Encoded, tail: str) -> int:
-    """Index of the token that holds the last character before the text's end `tail`."""
-    end = len("".join(encoded.pieces)) - len(tail)
-    upto = 0
-    for index, piece in enumerate(encoded.pieces):
-        upto += len(piece)
-        if upto >= end:
-            return index
-    return len(encoded) - 1
+def token_ending(model: Model, text: str, n_tokens: int, end: int) -> int:
+    """Index of the token that holds the last character before `end` in a text of so many tokens.
+
+    By the tokenizer's own account of where its tokens lie, since a tokenizer may drop blanks or change letters; of a
+    slow tokenizer by what its tokens say."""
+    if not model.tokenizer.is_fast:
+        ends = list(accumulate(len(piece) for piece in model.encode(text).pieces))
+        return next(i for i, stop in enumerate(ends) if stop >= end + ends[-1] - len(text))
+    places = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-n_tokens:]
+    return max(i for i, (first, stop) in enumerate(places) if first < min(stop, end))
 
 
 def unclear(model: Model, facts: Sequence[Fact]) -> dict[str, str]:

@@ -1,0 +1,168 @@
+"""Relations measured: on a toy whose relation is exactly linear, kept and taken up again, put into tables, drawn."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from linear_toy import TEMPLATE
+
+import patchclamp as pc
+from patchclamp.errors import FileError
+from patchclamp.evidence.method import NoModel, Silent
+from patchclamp.relations import measured
+from patchclamp.relations.evaluate import evaluate
+from patchclamp.relations.fitting import fitted
+from patchclamp.relations.inverse import Turn, changes, choose_turn, draw_pairs, random_changes, succeed
+from patchclamp.relations.samples import SamplesSpec
+from patchclamp.relations.table import table_of_relations
+from patchclamp.tasks.read import read_relation
+
+
+@pytest.fixture(scope="module")
+def parted_and_map(linear, linear_file):
+    return fitted(linear, read_relation(linear_file), SamplesSpec(), linear_file, Silent())
+
+
+@pytest.fixture(scope="module")
+def record(linear, linear_file):
+    return evaluate(linear, files=[linear_file])
+
+
+def test_an_exactly_linear_relation_has_faithfulness_one(record):
+    (row,) = record.result.relations
+    assert (row.faithfulness.mean, row.beta, row.known, row.asked) == (1, 1, 60, 60)
+    assert row.layer in (-1, 0) and [one.faithfulness for one in row.layers[:2]] == [1, 1]
+    assert set(row.baselines) == {"identity", "translation", "logit_lens", "regression"}
+    assert len(row.hits) == row.tested and np.mean(row.hits) == 1
+
+
+def test_the_shares_are_those_of_one_run_after_another(linear, parted_and_map):
+    """Edits by plain hooks on the Hugging Face model."""
+    parted, made = parted_and_map
+    pairs = draw_pairs(parted.test, 0)
+    turn = Turn(0, 16)
+    change_PD = changes(made, pairs, turn)
+    swap_PD = parted.test.h[pairs.target, 1]
+    fast_SP = succeed(linear, pairs, [("add", 0, change_PD), ("set", 0, swap_PD)], Silent())
+
+    def first_choice(index, new_D):
+        one = pairs.known.facts[pairs.source[index]]
+
+        def put(module, args, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden[0, one.position] = new_D
+            return output
+
+        handle = linear.hf.model.layers[0].register_forward_hook(put)
+        try:
+            with torch.no_grad():
+                return int(linear.hf(torch.tensor([one.ids])).logits[0, -1].argmax())
+        finally:
+            handle.remove()
+
+    for index, (source, target) in enumerate(zip(pairs.source, pairs.target, strict=True)):
+        answer = pairs.known.facts[target].answer
+        assert answer != pairs.known.facts[source].answer
+        edited = first_choice(index, parted.test.h[source, 1] + change_PD[index])
+        assert fast_SP[0, index] == (edited == answer)
+        assert fast_SP[1, index] == (first_choice(index, swap_PD[index]) == answer)
+    assert fast_SP[0].mean() == 1, "in a linear relation the inverse edits every fact"
+
+
+def test_edits_are_chosen_on_validation_pairs_among_blocks(linear, parted_and_map):
+    parted, made = parted_and_map
+    turn, tried = choose_turn(linear, made, draw_pairs(parted.validation, 0), Silent())
+    shares = dict(tried)
+    assert shares[turn] == max(shares.values()) and turn.layer >= 0
+    equal = [one for one, share in tried if share == shares[turn]]
+    assert turn.layer == max(one.layer for one in equal)
+
+
+def test_random_changes_are_as_long_and_vary_as_the_streams_do(parted_and_map):
+    parted, _ = parted_and_map
+    h_ND = parted.test.h[:, 1]
+    like_PD = torch.randn(500, h_ND.shape[1])
+    drawn_PD = random_changes(h_ND, like_PD, 3)
+    torch.testing.assert_close(drawn_PD.norm(dim=1), like_PD.norm(dim=1))
+    axis_D = torch.linalg.svd(h_ND - h_ND.mean(0))[2][0]
+    unit_PD = drawn_PD / drawn_PD.norm(dim=1, keepdim=True)
+    assert (unit_PD @ axis_D).var() > 3 / h_ND.shape[1], "the streams' first axis is the changes', too"
+    assert torch.equal(drawn_PD, random_changes(h_ND, like_PD, 3))
+
+
+def test_another_template_is_reported_beside(record):
+    (other,) = record.result.relations[0].templates
+    assert other.template == "w93 {} w94 w95"
+    assert other.known == 0 or 0 <= other.faithfulness.mean <= 1
+
+
+def test_the_verdict_is_about_the_best_baseline(record):
+    (row,) = record.result.relations
+    assert record.verdict.effect == row.faithfulness
+    assert record.verdict.control.mean == max(one.mean for one in row.baselines.values())
+
+
+def unknown_file(folder, name="unknown"):
+    samples = [{"subject": f"w{i}", "object": "w0"} for i in range(40)]
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"name": name, "prompt_templates": [TEMPLATE], "samples": samples}))
+    return str(path)
+
+
+def test_of_several_relations_what_the_model_does_not_know_is_listed(linear, linear_file, tmp_path):
+    record = evaluate(linear, files=[linear_file, unknown_file(tmp_path)])
+    (missed,) = record.result.missed
+    assert missed.name == "unknown" and "knows 0 of" in missed.why
+    (category,) = record.result.categories
+    assert (category.relations, category.faithfulness.mean) == (1, 1)
+    assert len(record.result.table()) == 2
+    with pytest.raises(FileError, match="knows none of the 2 relations"):
+        evaluate(linear, files=[unknown_file(tmp_path, "a"), unknown_file(tmp_path, "b")])
+    with pytest.raises(FileError, match="holds no relation file"):
+        (tmp_path / "empty").mkdir()
+        evaluate(linear, files=[str(tmp_path / "empty")])
+
+
+def test_what_was_measured_is_not_measured_again_and_goes_into_a_table(linear, linear_file, tmp_path, monkeypatch):
+    store = str(tmp_path / "store")
+    files = [linear_file, unknown_file(tmp_path)]
+    first = evaluate(linear, files=files, store=store).result
+    monkeypatch.setattr(measured, "part", lambda *_: pytest.fail("measured again"))
+    assert evaluate(linear, files=files, store=store).result == first
+    with pytest.raises(pytest.fail.Exception):
+        evaluate(linear, files=files, store=store, seed=5)
+    table = table_of_relations(NoModel(), stores=[store])
+    assert [one.row for one in table.result.rows] == first.relations and table.verdict is None
+    assert list(table.result.table()["linear: faithfulness"]) == ["1.00", ""]
+    assert table.save(tmp_path / "table.svg").read_text().startswith("<svg")
+
+
+def test_a_damaged_or_empty_store_is_refused(linear, linear_file, tmp_path):
+    with pytest.raises(FileError, match="holds no measured relation"):
+        table_of_relations(NoModel(), stores=[str(tmp_path)])
+    evaluate(linear, files=[linear_file], store=str(tmp_path))
+    (path,) = tmp_path.rglob("*.json")
+    path.write_text('{"model": "x"}')
+    with pytest.raises(FileError, match="is no measured relation"):
+        evaluate(linear, files=[linear_file], store=str(tmp_path))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_results_draw(linear, linear_file, tmp_path, several):
+    record = evaluate(linear, files=[linear_file])
+    if several:
+        row = record.result.relations[0]
+        record.result.relations.append(row.model_copy(update={"name": "again", "category": "other"}))
+    assert record.save(tmp_path / "relations.svg").read_text().startswith("<svg")
+    assert pc.Record.from_json(record.to_json()).result == record.result
+
+
+@pytest.mark.weights
+def test_comparatives_are_linear_in_gemma(gemma):
+    """And their inverse edits them, while random changes as long do nothing."""
+    record = evaluate(gemma, files=["example:relations/adjective-comparative"], tests=24)
+    (row,) = record.result.relations
+    assert row.faithfulness.mean >= 0.8 and row.mark == "beats every baseline"
+    assert row.causality.mean >= 0.6 and row.random.mean <= 0.05
+    assert record.verdict.outcome == "supported"
