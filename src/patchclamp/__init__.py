@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from patchclamp.neurons.multimodal import image_units
     from patchclamp.neurons.repair import repair
     from patchclamp.neurons.vision import VisionModel, load_vision
+    from patchclamp.relations.edit import edit_fact
+    from patchclamp.relations.evaluate import evaluate_relations
+    from patchclamp.relations.fit import fit_relation
+    from patchclamp.relations.lens import attribute_lens
+    from patchclamp.relations.linear import LinearRelation, load_relation
+    from patchclamp.relations.table import table_of_relations
     from patchclamp.sae.attribute import attribute_features
     from patchclamp.sae.compare import compare_autoencoders
     from patchclamp.sae.convert import convert_autoencoder
@@ -66,6 +72,7 @@ _HOME = {
     "Generated": "forward",
     "InputError": "errors",
     "Interval": "evidence.verdict",
+    "LinearRelation": "relations.linear",
     "Method": "evidence.method",
     "Model": "forward",
     "PatchclampError": "errors",
@@ -87,19 +94,23 @@ _HOME = {
     "attention": "lenses.attention",
     "attribute": "lenses.attribute",
     "attribute_features": "sae.attribute",
+    "attribute_lens": "relations.lens",
     "attribute_neurons": "neurons.attribute",
     "bake_vector": "vectors.bake",
     "compare_autoencoders": "sae.compare",
     "compose_vectors": "vectors.compose",
     "convert_autoencoder": "sae.convert",
     "dose": "neurons.dose",
+    "edit_fact": "relations.edit",
     "evaluate_autoencoder": "sae.evaluate",
+    "evaluate_relations": "relations.evaluate",
     "evaluate_vector": "vectors.evaluate",
     "examples": "neurons.examples",
     "explain": "neurons.explain",
     "find_features": "sae.find",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
+    "fit_relation": "relations.fit",
     "get_method": "evidence.method",
     "harvest": "sae.harvest",
     "image_units": "neurons.multimodal",
@@ -110,6 +121,7 @@ _HOME = {
     "knockout": "circuits.knockout",
     "language": "lenses.language",
     "load": "forward",
+    "load_relation": "relations.linear",
     "load_vector": "vectors.vector",
     "load_vision": "neurons.vision",
     "logit_lens": "lenses.logit",
@@ -130,6 +142,7 @@ _HOME = {
     "show_vector": "vectors.show",
     "stages": "lenses.stages",
     "steer_feature": "sae.steer",
+    "table_of_relations": "relations.table",
     "task_vectors": "vectors.task",
     "train_autoencoder": "sae.train",
     "train_tuned_lens": "lenses.tuned",
@@ -143,6 +156,7 @@ __all__ = [
     "Generated",
     "InputError",
     "Interval",
+    "LinearRelation",
     "Method",
     "Model",
     "PatchclampError",
@@ -164,19 +178,23 @@ __all__ = [
     "attention",
     "attribute",
     "attribute_features",
+    "attribute_lens",
     "attribute_neurons",
     "bake_vector",
     "compare_autoencoders",
     "compose_vectors",
     "convert_autoencoder",
     "dose",
+    "edit_fact",
     "evaluate_autoencoder",
+    "evaluate_relations",
     "evaluate_vector",
     "examples",
     "explain",
     "find_features",
     "find_neurons",
     "find_vector",
+    "fit_relation",
     "get_method",
     "harvest",
     "image_units",
@@ -187,6 +205,7 @@ __all__ = [
     "knockout",
     "language",
     "load",
+    "load_relation",
     "load_vector",
     "load_vision",
     "logit_lens",
@@ -207,6 +226,7 @@ __all__ = [
     "show_vector",
     "stages",
     "steer_feature",
+    "table_of_relations",
     "task_vectors",
     "train_autoencoder",
     "train_tuned_lens",

@@ -81,6 +81,15 @@ def test_the_attention_is_the_models_own_again_afterwards():
     assert model.anatomy.config._attn_implementation == before != suffix.NAME
 
 
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_some_layers_alone_are_the_same(name):
+    model = tiny_model(name)
+    whole_LDD = jacobians(model, ids(9), 4)
+    torch.testing.assert_close(jacobians(model, ids(9), 4, [1, -1]), whole_LDD[[2, 0]])
+    with pytest.raises(InputError, match="layers -1 to 1 before the last block"):
+        jacobians(model, ids(9), 4, [2])
+
+
 def test_rows_in_portions_are_the_same(monkeypatch):
     model = tiny_model("gemma3")
     whole_LDD = jacobians(model, ids(9), 4)

@@ -13,6 +13,7 @@ from patchclamp.tasks import (
     example_names,
     neutral_texts,
     read_corpus,
+    read_relation,
     read_rows,
     read_task,
 )
@@ -23,12 +24,40 @@ CAPITALS = read_rows("example:capitals", ChoiceRow)
 IOI = read_rows("example:ioi", PairRow)
 
 
+RELATIONS = (
+    "adjective-adverb", "adjective-antonym", "adjective-comparative", "adjective-noun", "adjective-superlative",
+    "animal-class", "animal-young", "city-country", "company-country", "country-capital", "country-continent",
+    "country-currency", "country-demonym", "country-language", "element-symbol", "english-french", "english-spanish",
+    "food-colour", "landmark-country", "masculine-feminine", "object-material", "profession-place", "singular-plural",
+    "verb-agent", "verb-past", "word-first-letter")
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_a_relation_has_one_object_for_each_subject_and_templates_that_go_on_after_it(name):
+    relation = read_relation(f"example:relations/{name}")
+    assert relation.name == name.replace("-", " ") and len(relation.prompt_templates) >= 2
+    assert len({one.subject for one in relation.samples}) == len(relation.samples) >= 36
+    assert all(one.subject != one.object for one in relation.samples)
+    objects = Counter(one.object for one in relation.samples)
+    assert max(objects.values()) <= len(relation.samples) / 3 and len(objects) > 3
+    for template in relation.prompt_templates:
+        before, after = template.split("{}")
+        assert len(after.split()) >= 2 and after == after.rstrip() and (not before or before.endswith(" "))
+
+
+def test_the_folder_of_relations_is_an_example():
+    assert len(list(example_file("relations").rglob("*.json"))) == len(RELATIONS) == 26
+    with pytest.raises(FileError, match="did you mean example:relations/verb-past"):
+        example_file("relations/verb-pas")
+
+
 def test_the_names_of_the_shipped_files():
     behaviours = ("ai", "flattery", "formality", "french", "refusal", "sentiment", "truth")
     assert example_names() == (
         "agreement", "agreement-validation", "antonym", *(f"behaviour-{name}" for name in behaviours), "capitalize",
         "capitals", "code-errors", "code-results", "country-capital", "first-of-three", "ioi", "neutral", "openings",
-        "present-past", "singular-plural", "speaker", "topics", "two-hop", "words")
+        "present-past", "relations", *(f"relations/{name}" for name in RELATIONS), "singular-plural", "speaker",
+        "topics", "two-hop", "words")
 
 
 @pytest.mark.parametrize("name", ["antonym", "capitalize", "first-of-three", "present-past", "singular-plural"])
@@ -43,8 +72,8 @@ def test_a_relation_is_a_task_too():
     assert ("Poland", "Warsaw") in {(row.input, row.output) for row in rows}
 
 
-def test_every_name_is_a_file():
-    assert all(example_file(name).is_file() for name in example_names())
+def test_every_name_is_a_file_but_the_folder_of_relations():
+    assert {name for name in example_names() if not example_file(name).is_file()} == {"relations"}
 
 
 def test_an_unknown_name_lists_those_there_are():

@@ -11,6 +11,7 @@ Shape suffixes: L layers (embeddings first, without the last), D width, T tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,16 +35,21 @@ ROW_TOKENS = 4096
 """Output coordinates times tokens in one batch of vector-Jacobian products: about 200 MB in SmolLM2."""
 
 
-def jacobians(model: Model, ids: tuple[int, ...], position: int = -1) -> Tensor:
+def jacobians(
+    model: Model, ids: tuple[int, ...], position: int = -1, layers: Sequence[int] | None = None
+) -> Tensor:
     """J of every layer but the last, of the stream at the end of the tokens `ids` by that at `position`: [L, D, D] in
-    the model's float type.
+    the model's float type. Of some `layers` alone, -1 for the embeddings, the sweep ends at the first of them.
 
-    The last layer's own is the identity or zero. InputError for a position out of range, RunError if a derivative is
-    no number.
+    The last layer's own is the identity or zero. InputError for a position or a layer out of range, RunError if a
+    derivative is no number.
     """
     n = len(ids)
     if not -n <= position < n:
         raise InputError(f"position {position}: the prompt has {n} tokens (0 to {n - 1})")
+    wanted = range(-1, model.n_layers - 1) if layers is None else layers
+    if bad := [layer for layer in wanted if not -1 <= layer < model.n_layers - 1]:
+        raise InputError(f"layer {bad[0]}: {model.name} has layers -1 to {model.n_layers - 2} before the last block")
     encoded, token = model.encode(ids), position % n
     reads = [ready_read(model.anatomy, model.tokenizer, Readout.value(site), encoded, model.name)
              for site in layer_sites(model, "all")]
@@ -51,15 +57,17 @@ def jacobians(model: Model, ids: tuple[int, ...], position: int = -1) -> Tensor:
     layout = Layout([job], start=token if may_share(model.anatomy, [job]) else 0)
     prefix = prefix_of(model.anatomy, layout)
     with torch.enable_grad():
-        out_LDD = _sweep(model, layout, prefix, token - layout.start)
+        out_LDD = _sweep(model, layout, prefix, token - layout.start, wanted)
     if not bool(out_LDD.isfinite().all()):
         raise RunError(f"the derivatives of {model.name} overflow in {model.dtype}: load the model in float32")
     return out_LDD
 
 
-def _sweep(model: Model, layout: Layout, prefix: KeyValues | None, column: int) -> Tensor:
-    """The Jacobians by the streams at a computed column. Keys before it stand still, if that gives the same stream at
-    the end."""
+def _sweep(
+    model: Model, layout: Layout, prefix: KeyValues | None, column: int, layers: Sequence[int]
+) -> Tensor:
+    """The Jacobians by some layers' streams at a computed column. Keys before it stand still, if that gives the same
+    stream at the end."""
     plain = _run(model, layout, prefix)
     if prefix is not None and model.anatomy.family.common_attention:
         try:
@@ -69,8 +77,7 @@ def _sweep(model: Model, layout: Layout, prefix: KeyValues | None, column: int) 
         gap = (apart[-1] - plain[-1]).abs().max()
         if gap <= SAME.get(model.dtype, 0) * plain[-1].abs().max():
             plain = apart
-    *early, final = plain
-    return _rows(final.reshape(-1, model.d_model)[-1], early, column, model)
+    return _rows(plain[-1].reshape(-1, model.d_model)[-1], [plain[layer + 1] for layer in layers], column, model)
 
 
 def _run(model: Model, layout: Layout, prefix: KeyValues | None, stands: bool = False) -> list[Tensor]:

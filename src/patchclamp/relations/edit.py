@@ -78,6 +78,9 @@ def edit_fact(model: Model, spec: EditSpec, progress: Progress) -> Outcome:
     (change,), (random, *_) = way.changes(pair), way.at_random(pair)
     tests = draw_pairs(parted.test, spec.seed)
     tests = Pairs(parted.test, tests.source[: spec.pairs], tests.target[: spec.pairs])
+    if not tests.source:
+        raise SpecError(f"{spec.relation}: all facts left to test on have one object, so that none can be edited into "
+                        "another; use a file with more, or more --tests")
     works_P = _works(model, tests, way.changes(tests), progress)
     random_GP = np.stack([_works(model, tests, some, progress)
                           for some in progress.track(way.at_random(tests), "random changes", spec.controls)])

@@ -87,7 +87,7 @@ class Relations(Result):
 
 
 @method("relations.evaluate", spec=EvaluateSpec, result=Relations)
-def evaluate(model: Model, spec: EvaluateSpec, progress: Progress) -> Outcome:
+def evaluate_relations(model: Model, spec: EvaluateSpec, progress: Progress) -> Outcome:
     """Fit relations as linear maps; say how faithful they are, beside baselines, and whether their inverses edit facts.
 
     The verdict asks whether the maps are more often right than the best baseline of each relation: of one relation over
@@ -122,11 +122,12 @@ def relation_files(given: tuple[str, ...]) -> list[Path]:
 
 def category_of(name: str, rows: list[RelationRow], seed: int) -> Category:
     """Means over the relations of one kind."""
+    edited = [row for row in rows if row.causality.exists]
     return Category(
         name=name, relations=len(rows), faithfulness=mean_if_any([r.faithfulness.mean for r in rows], seed),
         best_baseline=mean_if_any([best_baseline(r) for r in rows], seed),
-        causality=mean_if_any([r.causality.mean for r in rows], seed),
-        random=mean_if_any([r.random.mean for r in rows], seed),
+        causality=mean_if_any([r.causality.mean for r in edited], seed),
+        random=mean_if_any([r.random.mean for r in edited], seed),
     )
 
 

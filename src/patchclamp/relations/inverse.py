@@ -98,7 +98,10 @@ def choose_turn(
     """The block and rank whose edits work most often on validation pairs, of equals the deepest block and the lowest
     rank; and the share at each that was tried: all blocks at the middle rank, all ranks at the best blocks.
 
-    Not the embeddings: another one in their place is another subject, not an edited fact."""
+    Not the embeddings: another one in their place is another subject, not an edited fact. Without a pair the block in
+    the middle and the middle rank."""
+    if not pairs.source:
+        return Turn(model.n_layers // 2 - 1, min(MIDDLE, model.d_model)), []
     tried: dict[Turn, float] = {}
 
     def measure(turns: Sequence[Turn]) -> None:

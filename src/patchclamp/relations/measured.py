@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from patchclamp.errors import FileError
-from patchclamp.evidence.bootstrap import bootstrap_mean, paired_difference
+from patchclamp.evidence.bootstrap import bootstrap_mean, mean_if_any, paired_difference
 from patchclamp.evidence.method import Part, Progress
 from patchclamp.evidence.record import write_whole
 from patchclamp.evidence.verdict import FEWEST, NO_INTERVAL, Interval
@@ -75,7 +75,8 @@ class RelationRow(Part):
     edit_layer: int
     rank: int
     causality: Interval
-    """Share of edits by the inverse after which the model's first choice is the other object."""
+    """Share of edits by the inverse after which the model's first choice is the other object; none where all test
+    samples have one object."""
     swap: Interval
     """The same with the other subject's stream put in its place."""
     random: Interval
@@ -172,8 +173,8 @@ def _measured(
         asked=parted.asked, known=parted.known, fitted=len(parted.fit), tested=len(parted.test),
         skipped=len(parted.skipped), layer=chosen.layer, beta=chosen.beta, faithfulness=intervals.pop("lre"),
         baselines=intervals, mark=_mark(hits["lre"], hits[best], spec.seed), edit_layer=turn.layer, rank=turn.rank,
-        causality=bootstrap_mean(works_SP[0], spec.seed), swap=bootstrap_mean(works_SP[1], spec.seed),
-        random=bootstrap_mean(works_SP[2:].mean(0), spec.seed),
+        causality=mean_if_any(works_SP[0], spec.seed), swap=mean_if_any(works_SP[1], spec.seed),
+        random=mean_if_any(works_SP[2:].mean(0), spec.seed),
         layers=[LayerFaithfulness(layer=i - 1, beta=betas[i], faithfulness=at_layers["lre"][i], best_baseline=others[i])
                 for i in range(model.n_layers)],
         templates=[_other(model, parted, lre, chosen, template, spec, progress)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from patchclamp.tour.dictionary import DICTIONARY
+from patchclamp.tour.relations import RELATIONS
 from patchclamp.tour.stop import DIGITS, GEMMA, SMOLLM2, Fields, Stop
 
 if TYPE_CHECKING:
@@ -241,6 +242,7 @@ STOPS: tuple[Stop, ...] = (
         GEMMA, "vectors.compose", {"file": "example:country-capital", "by": "mlp", "limit": 40, "prompts": 40},
     ),
     *DICTIONARY,
+    *RELATIONS,
     Stop(
         "Which blocks does one answer need?",
         "John and Mary went to the park, John gave a drink to … whom? Each of the 30 attention and 30 MLP blocks is "
