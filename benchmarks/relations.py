@@ -30,7 +30,10 @@ from patchclamp.model.embedded import fetch
 from patchclamp.relations.prompts import question
 from patchclamp.tasks.read import read_relation
 
-LINEAR = Peer("linear-relational", "linear-relational==0.6.2", "relations_linear_worker.py", ("transformers==4.46.3", "numpy<2.3"))
+LINEAR = Peer("linear-relational", "linear-relational==0.6.2", "relations_linear_worker.py",
+              ("transformers==4.46.3", "numpy<2.3"))
+"""With transformers 4.57 it runs and is wrong by more than the largest entry: its first pass writes the suffix into the
+cache that all later ones go on from. 4.46 still handed out tuples; it does not know Gemma 3."""
 WAYS = {"patchclamp": None, "torch": None, "torch, vectorized": None, "linear-relational": LINEAR}
 EXAMPLES = 7
 SLOW, SLOW_ROUNDS = "torch", 1

@@ -1,6 +1,7 @@
 """Relations measured: on a toy whose relation is exactly linear, kept and taken up again, put into tables, drawn."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,6 +102,19 @@ def test_the_verdict_is_about_the_best_baseline(record):
     (row,) = record.result.relations
     assert record.verdict.effect == row.faithfulness
     assert record.verdict.control.mean == max(one.mean for one in row.baselines.values())
+
+
+def test_facts_that_all_have_one_object_are_read_but_not_edited(linear, linear_file, tmp_path):
+    data = json.loads(Path(linear_file).read_text())
+    most = max((one["object"] for one in data["samples"]), key=[one["object"] for one in data["samples"]].count)
+    data["samples"] = [one for one in data["samples"] if one["object"] == most]
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(data))
+    record = evaluate_relations(linear, files=[str(path)])
+    (row,) = record.result.relations
+    assert row.faithfulness.mean == 1 and np.isnan(row.causality.mean) and row.mark == "not linear here"
+    assert record.save(tmp_path / "one.svg").read_text().startswith("<svg")
+    assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
 def unknown_file(folder, name="unknown"):

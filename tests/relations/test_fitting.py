@@ -60,6 +60,11 @@ def test_nothing_after_the_subject_is_refused(linear, template):
         question(linear, template, "w5")
 
 
+def test_an_empty_subject_is_refused(linear):
+    with pytest.raises(SpecError, match="the subject is empty"):
+        question(linear, TEMPLATE, " ")
+
+
 @pytest.mark.weights
 def test_an_object_that_the_tokenizer_joins_to_the_prompt_is_refused(smollm2):
     from patchclamp.forward.answer import ask

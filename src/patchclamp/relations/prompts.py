@@ -44,6 +44,8 @@ def question(model: Model, template: str, subject: str, examples: Sequence[Relat
 
     SpecError if nothing follows the subject."""
     before, after = template.split("{}")
+    if not subject.strip():
+        raise SpecError("the subject is empty: name what the relation is asked of, e.g. Poland")
     if not after.strip():
         raise SpecError(f"the template {template!r} ends with the subject, so that nothing is read off it: write it so "
                         "that words follow, e.g. 'The capital of {} is'")
