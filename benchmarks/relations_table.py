@@ -49,10 +49,10 @@ def head(first: str, models: list[str], columns: str) -> list[str]:
     return [f"| {line} |", "|---" * (1 + len(names) + len(THEIRS)) + "|"]
 
 
-def cells(row: RelationRow | None) -> list[str]:
+def cells(row: RelationRow | None, is_missed: bool) -> list[str]:
     """One model's columns for a relation."""
     if row is None:
-        return ["knows too few", "", "", ""]
+        return ["knows too few" if is_missed else "", "", "", ""]
     between = f"{row.faithfulness.low:.2f}, {row.faithfulness.high:.2f}"
     return [f"{row.known}/{row.asked}", f"{share(row.faithfulness)} [{between}] {MARKS[row.mark]}",
             f"{best_baseline(row):.2f}", f"{share(row.causality)} ({share(row.random)})"]
@@ -77,9 +77,10 @@ def whole(result: TableResult) -> str:
         lines.append(f"| {' | '.join([kind, *own, *(published(name, 'categories', kind) for name in THEIRS)])} |")
     lines += ["", *head("relation", models, "known,faithfulness,best baseline,causality (random)")]
     rows = {(one.model, one.row.name): one.row for one in result.rows}
+    missed = {(one.model, one.row.name) for one in result.missed}
     of = {one.row.name: one.row.category for one in (*result.rows, *result.missed)}
     for name in sorted(of, key=lambda name: (KINDS.index(of[name]), name)):
-        own = [cell for model in models for cell in cells(rows.get((model, name)))]
+        own = [cell for model in models for cell in cells(rows.get((model, name)), (model, name) in missed)]
         lines.append(f"| {' | '.join([name, *own, *(published(one, 'relations', name) for one in THEIRS)])} |")
     return "\n".join([*lines, "", *(sentence(result, model) for model in models)])
 
