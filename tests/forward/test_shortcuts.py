@@ -138,6 +138,19 @@ def test_what_is_read_in_the_beginning_is_computed_in_each_row(batches, reads):
         torch.testing.assert_close(row[0], alone[0], rtol=0, atol=1e-5)
 
 
+def test_a_beginning_is_not_shared_where_that_computes_more(batches):
+    """Many edits of one prompt's last token need that token alone; another prompt shares only half of the rest."""
+    model = tiny_model("llama")
+    long = ids(100)
+    rows = [(long, [pc.Edit.zero(f"neuron.2.{unit}@last")], READ) for unit in range(40)]
+    plan = pc.Plan.of([*rows, ((*long[:60], 7, 8, 9), [], READ)])
+    fast = model.execute(plan)
+    assert not any(layout.alike for layout in batches)
+    assert sum(len(layout.jobs) * (layout.n_columns - layout.start) for layout in batches) < 300
+    for row, alone in zip(fast, model.execute(plan, "single"), strict=True):
+        torch.testing.assert_close(row[0], alone[0], rtol=0, atol=1e-5)
+
+
 def test_a_short_common_beginning_is_not_worth_a_pass(batches):
     model = tiny_model("llama")
     model.execute(pc.Plan.of([(SHARED[:8] + tail, [], READ) for tail in TAILS]))

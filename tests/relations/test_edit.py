@@ -114,6 +114,18 @@ def test_a_given_block_and_rank_are_used(linear, linear_file):
         edit_fact(linear, layer=2, **asked)
 
 
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"subject": "Polnd"}, "has no subject 'Polnd'"), ({"to_object_of": "w5x"}, "near it: w5"),
+    ({"to_object_of": "w0", "subject": "w0"}, "its own object"), ({"rank": 999}, "rank 999: W is 32 wide"),
+    ({"layer": 2}, "never reaches the answer"),
+])
+def test_what_is_wrong_is_said_before_anything_is_run(linear, linear_file, monkeypatch, changed, said):
+    monkeypatch.setattr("patchclamp.relations.edit.fitted", lambda *_: pytest.fail("fitted"))
+    asked = {"subject": "w0", "to_object_of": "w1", "relation": linear_file, **changed}
+    with pytest.raises(SpecError, match=said):
+        edit_fact(linear, **asked)
+
+
 def test_other_facts_on_the_subject_are_looked_up_beside_the_file(linear, linear_file, tmp_path):
     own = relation_file(linear, tmp_path, "own")
     relation_file(linear, tmp_path, "neighbour", template="w95 {} w96 w94")

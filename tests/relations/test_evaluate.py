@@ -9,7 +9,7 @@ import torch
 from linear_toy import TEMPLATE
 
 import patchclamp as pc
-from patchclamp.errors import FileError
+from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import NoModel, Silent
 from patchclamp.relations import measured
 from patchclamp.relations.evaluate import evaluate_relations
@@ -115,6 +115,18 @@ def test_facts_that_all_have_one_object_are_read_but_not_edited(linear, linear_f
     assert row.faithfulness.mean == 1 and np.isnan(row.causality.mean) and row.mark == "not linear here"
     assert record.save(tmp_path / "one.svg").read_text().startswith("<svg")
     assert pc.Record.from_json(record.to_json()).to_json() == record.to_json()
+
+
+def test_a_folder_may_hold_other_files_and_templates_that_cannot_be_used(linear, linear_file, tmp_path):
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    data = json.loads(Path(linear_file).read_text())
+    (tmp_path / "good.json").write_text(json.dumps(data | {"prompt_templates": [TEMPLATE, "w5 {}"]}))
+    (tmp_path / "bad.json").write_text(json.dumps(data | {"name": "bad", "prompt_templates": ["w5 {}"]}))
+    result = evaluate_relations(linear, files=[str(tmp_path)]).result
+    (row,), (missed,) = result.relations, result.missed
+    assert row.templates[0].known == 0 and missed.why.startswith("bad.json: the template 'w5 {}' ends with the subject")
+    with pytest.raises(SpecError, match="is a file; name a folder"):
+        evaluate_relations(linear, files=[linear_file], store=linear_file)
 
 
 def unknown_file(folder, name="unknown"):

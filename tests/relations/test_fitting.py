@@ -14,7 +14,7 @@ from patchclamp.relations.fitting import fitted
 from patchclamp.relations.linear import FILE, load_relation
 from patchclamp.relations.prompts import fact, question, unclear
 from patchclamp.relations.readers import _regression, choose, readers
-from patchclamp.relations.samples import SamplesSpec
+from patchclamp.relations.samples import SamplesSpec, part
 from patchclamp.tasks.read import read_relation
 from patchclamp.tasks.rows import RelationSample
 
@@ -94,6 +94,26 @@ def test_no_sample_is_in_two_sets_and_the_model_knows_all(linear, parted_and_map
     for known in (parted.fit, parted.validation, parted.test):
         for one in known.facts:
             assert int(linear.hf(torch.tensor([one.ids])).logits[0, -1].argmax()) == one.answer
+
+
+def test_a_sample_unknown_in_the_prompt_it_would_be_fitted_on_is_left_out(linear, linear_file, monkeypatch):
+    """It was known after other examples only."""
+    calls = []
+
+    def all_but_the_first_fitted(model, facts, progress):
+        calls.append(len(facts))
+        return [len(calls) != 2 or i > 0 for i in range(len(facts))]
+
+    monkeypatch.setattr("patchclamp.relations.samples.knows", all_but_the_first_fitted)
+    parted = part(linear, read_relation(linear_file), SamplesSpec(), "x.json", Silent())
+    assert calls[1] == 8 and len(parted.fit) == 7 and (parted.known, parted.asked) == (59, 60)
+
+
+def test_clashing_objects_leave_enough_examples(linear, linear_file):
+    """Examples are a third of the samples that can be used, not of all."""
+    relation = read_relation(linear_file)
+    parted = part(linear, relation.model_copy(update={"samples": relation.samples[:12]}), SamplesSpec(), "x", Silent())
+    assert parted.known == 12 and len(parted.fit) == 4
 
 
 def test_the_streams_are_those_of_hugging_face(linear, parted_and_map):

@@ -179,7 +179,8 @@ def _fast_batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
 
 def _families(groups: Sequence[Group]) -> Iterator[list[Group]]:
     """Groups whose prompts begin alike, where nothing is read or edited: prompts after the same examples, say. A group
-    like no other is a family of its own, and so is each of several on one prompt, which were cut to compute least."""
+    like no other is a family of its own, so is each of several on one prompt, which were cut to compute least, and one
+    that would compute more from the shared beginning on than from its own."""
     on_prompt = Counter(group.root.encoded.ids for group in groups)
     yield from ([group] for group in groups if on_prompt[group.root.encoded.ids] > 1)
     family: list[Group] = []
@@ -187,7 +188,7 @@ def _families(groups: Sequence[Group]) -> Iterator[list[Group]]:
     for group in sorted((g for g in groups if on_prompt[g.root.encoded.ids] == 1), key=lambda g: g.root.encoded.ids):
         ids = group.root.encoded.ids
         common = min(shared, group.free, _common(family[0].root.encoded.ids, ids)) if family else 0
-        if common > PASS_COST and 2 * common > max(len(ids), *(len(g.root.encoded) for g in family)):
+        if common > PASS_COST and all(_gains(one, common) for one in (*family, group)):
             family.append(group)
             shared = common
             continue
@@ -196,6 +197,14 @@ def _families(groups: Sequence[Group]) -> Iterator[list[Group]]:
         family, shared = [group], group.free
     if family:
         yield family
+
+
+def _gains(group: Group, start: int) -> bool:
+    """Whether a group computes less than half of its prompts' tokens if it begins at `start`, not more than it does by
+    itself, and fits into a batch."""
+    n = len(group.root.encoded)
+    return 2 * start > n and group.rows * (n - start) <= min(TOKENS_PER_BATCH, group.start + group.rows * group.suffix
+                                                             ) and group.rows * n <= PREFIX_TOKENS
 
 
 def may_share(anatomy: Anatomy, jobs: Sequence[Job]) -> bool:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from patchclamp.forward.model import Model
 
 SAME = {torch.float32: 1e-4, torch.float64: 1e-5}
-"""By the model's dtype, relative to the largest number: how near two runs' streams at the end have to be."""
+"""By the model's dtype, relative to the largest number: how near two runs' streams at the end have to be. In half
+precision they are not near enough to tell one attention from another, so the general way is taken there."""
 MISFITS = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 ROW_TOKENS = 4096
 """Output coordinates times tokens in one batch of vector-Jacobian products: about 200 MB in SmolLM2."""
@@ -50,14 +51,19 @@ def jacobians(
     wanted = range(-1, model.n_layers - 1) if layers is None else layers
     if bad := [layer for layer in wanted if not -1 <= layer < model.n_layers - 1]:
         raise InputError(f"layer {bad[0]}: {model.name} has layers -1 to {model.n_layers - 2} before the last block")
-    encoded, token = model.encode(ids), position % n
+    with model.in_turn():
+        return _jacobians(model, ids, position % n, wanted)
+
+
+def _jacobians(model: Model, ids: tuple[int, ...], token: int, layers: Sequence[int]) -> Tensor:
+    encoded = model.encode(ids)
     reads = [ready_read(model.anatomy, model.tokenizer, Readout.value(site), encoded, model.name)
              for site in layer_sites(model, "all")]
     job = Job(encoded, [], reads)
     layout = Layout([job], start=token if may_share(model.anatomy, [job]) else 0)
     prefix = prefix_of(model.anatomy, layout)
     with torch.enable_grad():
-        out_LDD = _sweep(model, layout, prefix, token - layout.start, wanted)
+        out_LDD = _sweep(model, layout, prefix, token - layout.start, layers)
     if not bool(out_LDD.isfinite().all()):
         raise RunError(f"the derivatives of {model.name} overflow in {model.dtype}: load the model in float32")
     return out_LDD
@@ -69,13 +75,13 @@ def _sweep(
     """The Jacobians by some layers' streams at a computed column. Keys before it stand still, if that gives the same
     stream at the end."""
     plain = _run(model, layout, prefix)
-    if prefix is not None and model.anatomy.family.common_attention:
+    if prefix is not None and model.anatomy.family.common_attention and model.dtype in SAME:
         try:
             apart = _run(model, layout, prefix, stands=True)
         except MISFITS:
             apart = plain
         gap = (apart[-1] - plain[-1]).abs().max()
-        if gap <= SAME.get(model.dtype, 0) * plain[-1].abs().max():
+        if gap <= SAME[model.dtype] * plain[-1].abs().max():
             plain = apart
     return _rows(plain[-1].reshape(-1, model.d_model)[-1], [plain[layer + 1] for layer in layers], column, model)
 

@@ -112,7 +112,7 @@ class Model:
             raise SpecError(f"{info.name} is a transcoder from {info.site} to {info.output_site}: its directions are "
                             "not those of what it reads, so its latents cannot be edited there")
         attached = autoencoder.to(self.device)
-        with self._in_turn():
+        with self.in_turn():
             self.anatomy.attach(info.name, attached, site.point, site.layer or 0)
             self._depends = Dependencies(self._read_clean, self._cut_to_context)
         if folder is not None:
@@ -201,7 +201,7 @@ class Model:
         `consume(site, value)` when it is there, and not kept. Raises SiteError for a site with unit or positions, or
         one that is computed (logits, pattern, head_out)."""
         ids_BT = as_batch([self.encode(tuple(ids)).ids for ids in sequences])
-        with self._in_turn():
+        with self.in_turn():
             scan(self.anatomy, ids_BT, as_sites(sites), consume, self.name)
 
     def run(
@@ -223,13 +223,14 @@ class Model:
         """
         if mode not in get_args(Mode):
             raise InputError(f"there is no mode {mode!r}; modes are {', '.join(get_args(Mode))}")
-        with self._in_turn():
+        with self.in_turn():
             jobs = self._jobs(plan.rows, skip_identities=mode == "fast")
             execute(self.anatomy, jobs, mode, self.say, track)
         return [job.results for job in jobs]
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def in_turn(self) -> Iterator[None]:
+        """Hold the model while hooks are on it: another thread's run waits. InputError in training mode."""
         if self.hf.training:
             raise InputError("the model is in training mode, in which dropout makes every run another: call "
                              "model.hf.eval() first")
@@ -258,7 +259,7 @@ class Model:
         values = [Readout.value(s) for s in wanted]
         rows = [Row(prompt=prompt, edits=tuple(own), reads=(as_readout(one), *values))
                 for prompt, own, one in zip(listed, edits_by_prompt(edits, len(listed)), each, strict=True)]
-        with self._in_turn(), torch.enable_grad():
+        with self.in_turn(), torch.enable_grad():
             jobs = self._jobs(rows)
             differentiate(self.anatomy, jobs, wanted, self.say)
         return Capture(wanted, [job.results for job in jobs])
@@ -275,7 +276,7 @@ class Model:
         """
         encoded = [self.encode(p) for p in as_prompts(prompts)]
         settings = self._settings(max_new_tokens, sample, temperature, top_p, use_cache)
-        with self._in_turn(), _seeded(seed if sample else None):
+        with self.in_turn(), _seeded(seed if sample else None):
             ready = self._ready_for_generation(edits_by_prompt(edits, len(encoded)), encoded)
             answers = generate(self.anatomy, self.tokenizer, encoded, ready, settings)
         return answers if is_many(prompts) else answers[0]
@@ -308,14 +309,14 @@ class Model:
         watched: Site | None = None,
     ) -> Iterator[tuple[str, list[Tensor]]]:
         encoded, seen = self.encode(prompt), list[Tensor]()
-        with self._in_turn():
+        with self.in_turn():
             ready = self._ready_for_generation([edits], [encoded])
             if watched is not None:
                 (looking,) = self._ready_prompt([Edit.scale(watched, 1.0)], encoded)
                 ready[0].append(watching(looking, seen))
 
         def run(streamer: Any) -> None:
-            with self._in_turn(), _seeded(seed):
+            with self.in_turn(), _seeded(seed):
                 generate(self.anatomy, self.tokenizer, [encoded], ready, settings, streamer)
 
         return stream(run, self.tokenizer, seen)

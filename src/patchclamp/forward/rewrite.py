@@ -33,8 +33,10 @@ class MovedValues:
 
 @contextmanager
 def rewritten(model: Model, moved: MovedValues | None) -> Iterator[None]:
-    """Run the model with value vectors moved; as it is for None."""
+    """Run the model with value vectors moved, other threads waiting; as it is for None."""
     with ExitStack() as stack:
+        if moved is not None:
+            stack.enter_context(model.in_turn())
         for layer, shares in (moved.shares if moved is not None else {}).items():
             assert moved is not None
             module: nn.Module = part(model.anatomy.blocks[layer], model.anatomy.family.down_proj)

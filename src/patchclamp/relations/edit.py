@@ -5,6 +5,7 @@ Hernandez et al. 2023, arXiv 2308.09124, section 5; by neurons Dai et al. 2022, 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,8 @@ from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, mean_if_any
 from patchclamp.evidence.method import Outcome, Progress, method
 from patchclamp.evidence.verdict import NO_INTERVAL, judge
-from patchclamp.forward import Edit, Model, Plan, Readout
+from patchclamp.forward import Edit, Model, Plan, Readout, Site
+from patchclamp.forward.prepare import check_site
 from patchclamp.forward.rewrite import MovedValues, rewritten
 from patchclamp.relations import knowledge
 from patchclamp.relations.edited import Answer, EditResult, EditSpec, Kind, SideEffect
@@ -25,8 +27,8 @@ from patchclamp.relations.linear import LinearRelation
 from patchclamp.relations.prompts import Fact, fact, question
 from patchclamp.relations.samples import Known, Parted, read
 from patchclamp.tasks.files import locate
-from patchclamp.tasks.read import read_relation
-from patchclamp.tasks.rows import RelationFile, RelationSample
+from patchclamp.tasks.read import is_relation, read_relation
+from patchclamp.tasks.rows import RelationFile
 
 CHOOSE_PAIRS = 8
 """Validation pairs that the strength of a rewriting is chosen on."""
@@ -64,12 +66,15 @@ def edit_fact(model: Model, spec: EditSpec, progress: Progress) -> Outcome:
     more often than random changes as long, or the same rewriting of random neurons, do.
     """
     relation = read_relation(spec.relation)
+    _check(model, spec, relation)
     others = [one for one in relation.samples if one.subject not in (spec.subject, spec.to_object_of)]
     if not others:
         raise SpecError(f"{spec.relation} has no samples on other subjects to fit the relation on")
     parted, made = fitted(model, relation.model_copy(update={"samples": tuple(others)}), spec,
                           Path(spec.relation).name, progress, spec.fits)
-    shown = read(model, [_asked(model, relation, parted, name) for name in (spec.subject, spec.to_object_of)], progress)
+    shown = read(model, [
+        _asked(model, relation, parted, spec.subject, False), _asked(model, relation, parted, spec.to_object_of, True),
+    ], progress)
     if shown.facts[0].answer == shown.facts[1].answer:
         raise SpecError(f"the model answers both {spec.subject!r} and {spec.to_object_of!r} with "
                         f"{model.say(shown.facts[0].answer)!r}, so there is nothing to edit")
@@ -107,13 +112,35 @@ def edit_fact(model: Model, spec: EditSpec, progress: Progress) -> Outcome:
     ), verdict
 
 
-def _asked(model: Model, relation: RelationFile, parted: Parted, subject: str) -> Fact:
-    """A subject asked for, and the token that the model itself answers with."""
-    asked = question(model, parted.template, subject, parted.examples)
+def _check(model: Model, spec: EditSpec, relation: RelationFile) -> None:
+    """SpecError for what can be known to be wrong before anything is run."""
+    subjects = [one.subject for one in relation.samples]
+    for name in (spec.subject, spec.to_object_of):
+        if name not in subjects:
+            near = difflib.get_close_matches(name, subjects, n=3)
+            raise SpecError(f"{spec.relation} has no subject {name!r}; "
+                            + (f"near it: {', '.join(near)}" if near else f"it has {', '.join(subjects[:5])}, …"))
+    if spec.subject == spec.to_object_of:
+        raise SpecError(f"{spec.subject!r} is to get its own object; name another subject")
+    if spec.layer is not None and spec.layer >= model.n_layers - 1:
+        raise SpecError(f"layer {spec.layer}: {model.name} has blocks 0 to {model.n_layers - 1}, and what changes "
+                        "after the last one at the subject never reaches the answer")
+    if spec.rank is not None and spec.rank > model.d_model:
+        raise SpecError(f"rank {spec.rank}: W is {model.d_model} wide")
+    if spec.by == "neurons":
+        check_site(model.anatomy, Site("neuron", 0), model.name)
+
+
+def _asked(model: Model, relation: RelationFile, parted: Parted, subject: str, must_know: bool) -> Fact:
+    """A subject asked for, and the token that the model itself answers with. SpecError if that has to be the object's
+    and is not."""
+    sample = next(one for one in relation.samples if one.subject == subject)
+    asked = fact(model, parted.template, sample, parted.examples)
     ((top,),) = model.run(asked.ids, read=[Readout.top(1)])
-    known = next((one for one in relation.samples if one.subject == subject), None)
-    sample = known or RelationSample(subject=subject, object=model.say(top.id).strip() or "?")
-    return Fact(sample, asked.ids, asked.position, top.id)
+    if must_know and top.id != asked.answer:
+        raise SpecError(f"the model does not know {subject!r}: it says {top.text!r}, the file {sample.object!r}; name "
+                        "a subject whose object it knows")
+    return asked._replace(answer=top.id)
 
 
 class _Way:
@@ -132,9 +159,6 @@ class _Way:
         else:
             turn, _ = choose_turn(model, made, validation, progress)
             layer = turn.layer if spec.layer is None else spec.layer
-            if layer >= model.n_layers - 1:
-                raise SpecError(f"layer {layer}: {model.name} has blocks 0 to {model.n_layers - 1}, and what changes "
-                                "after the last one at the subject never reaches the answer")
             self.turn = Turn(layer, spec.rank or turn.rank)
             self.name = (f"the inverse of its map after block {layer}, rank {self.turn.rank}" if spec.by == "inverse"
                          else f"another subject's state after block {layer}")
@@ -222,7 +246,8 @@ def _answer(model: Model, shown: Known, change: Change | None, length: int) -> A
 def _same_subject(model: Model, spec: EditSpec, change: Change) -> list[SideEffect]:
     """Other facts on the subject that the model knows, with the change made."""
     own = locate(spec.relation)
-    files = [locate(name) for name in spec.others] or sorted(own.parent.glob("*.json"))
+    files = [locate(name) for name in spec.others] or [path for path in sorted(own.parent.glob("*.json"))
+                                                       if is_relation(path)]
     found = []
     for path in files:
         if path == own:

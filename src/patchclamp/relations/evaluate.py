@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from patchclamp.errors import FileError
+from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.bootstrap import mean_if_any
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -21,7 +21,7 @@ from patchclamp.forward import Model
 from patchclamp.relations.measured import Missed, RelationRow, measure
 from patchclamp.relations.samples import SamplesSpec
 from patchclamp.tasks.files import DataFile, locate
-from patchclamp.tasks.read import read_relation
+from patchclamp.tasks.read import is_relation, read_relation
 
 if TYPE_CHECKING:
     import altair
@@ -93,8 +93,11 @@ def evaluate_relations(model: Model, spec: EvaluateSpec, progress: Progress) -> 
     The verdict asks whether the maps are more often right than the best baseline of each relation: of one relation over
     its test samples, of several over relations.
     """
-    found = relation_files(spec.files)
-    rows = [measure(model, read_relation(path), path, spec, progress, spec.store, spec.fits) for path in found]
+    found = [(path, read_relation(path)) for path in relation_files(spec.files)]
+    for folder in (spec.store, spec.fits):
+        if folder and Path(folder).expanduser().is_file():
+            raise SpecError(f"{folder} is a file; name a folder")
+    rows = [measure(model, relation, path, spec, progress, spec.store, spec.fits) for path, relation in found]
     measured = [row for row in rows if isinstance(row, RelationRow)]
     missed = [row for row in rows if isinstance(row, Missed)]
     if not measured:
@@ -113,7 +116,7 @@ def relation_files(given: tuple[str, ...]) -> list[Path]:
     found: list[Path] = []
     for name in given:
         place = locate(name)
-        inside = sorted(place.rglob("*.json")) if place.is_dir() else [place]
+        inside = [path for path in sorted(place.rglob("*.json")) if is_relation(path)] if place.is_dir() else [place]
         if not inside:
             raise FileError(f"{place} holds no relation file (.json)")
         found += [path for path in inside if path not in found]

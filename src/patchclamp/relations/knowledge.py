@@ -67,7 +67,7 @@ def find(model: Model, asked: Sequence[Fact]) -> Found:
 
 def moved(model: Model, found: Found, old: int, new: int, strength: float) -> MovedValues:
     """The change that makes these neurons write the token `new` instead of `old`."""
-    vectors = [_value(model, layer)[unit].float() for layer, unit in found.neurons]
+    vectors = [_value(model, layer)[unit].float().to(model.device) for layer, unit in found.neurons]
     length = torch.stack(vectors).norm(dim=-1).mean()
     rows_2D = model.anatomy.unembedding.weight[[new, old]].detach().float()
     new_D, old_D = rows_2D / rows_2D.norm(dim=-1, keepdim=True)

@@ -79,8 +79,8 @@ class LensResult(Result):
     """By place and reader the share of test samples whose object is among the k likeliest."""
     samples: dict[str, int]
     """By place the test samples."""
-    said: float
-    """Share of test samples for which the model repeats the wrong answer it was given."""
+    misled: float
+    """Share of test samples for which the model says something else than the object after a wrong answer."""
     cells: list[Cell]
     """Of the prompt given; empty if there was none."""
 
@@ -121,19 +121,19 @@ def attribute_lens(model: Model, spec: LensSpec, progress: Progress) -> Outcome:
     for where in (UNRELATED, WRONG):
         validation, test = (_placed(model, parted, known, where, spec.seed, progress)
                             for known in (parted.validation, parted.test))
+        misled = len(test)
         if len(validation) and len(test):
             hits[where] = {}
             for reader, name in ((lre, "linear map"), (logit, "logit lens")):
                 setting = _best(model, reader, validation, spec.k)
                 hits[where][name] = _recalled(score(model, reader, test, [setting]), spec.k)[0]
                 chosen.setdefault(where, setting)
-    wrong = len(hits[WRONG]["linear map"]) if WRONG in hits else 0
     result = LensResult(
         relation=relation.name, k=spec.k, layer={where: one.layer for where, one in chosen.items()},
         beta={where: one.beta for where, one in chosen.items()},
         recall={where: {name: bootstrap_mean(one, spec.seed) for name, one in some.items()}
                 for where, some in hits.items()},
-        samples={where: len(some["linear map"]) for where, some in hits.items()}, said=wrong / len(parted.test),
+        samples={where: len(some["linear map"]) for where, some in hits.items()}, misled=misled / len(parted.test),
         cells=_cells(model, made, chosen[UNRELATED].beta, spec.prompt) if spec.prompt else [],
     )
     return result, judge(
@@ -158,8 +158,8 @@ def _placed(model: Model, parted: Parted, known: Known, where: str, seed: int, p
             if not others:
                 continue
             wrong = others[int(generator.integers(len(others)))]
-            told = f"{parted.template.replace('{}', subject).rstrip(' ')} {wrong}.".replace("{", "{{")
-            asked = question(model, f"{told} {parted.template}", subject)
+            told = f"{parted.template.replace('{}', subject).rstrip(' ')} {wrong}. "
+            asked = question(model, parted.template, subject, before_it=told)
         facts.append(Fact(one.sample, asked.ids, asked.position, one.answer))
     if where == WRONG:
         facts = [one for one, right in zip(facts, knows(model, facts, progress), strict=True) if not right]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from patchclamp.errors import FileError
+from patchclamp.errors import FileError, PromptError, SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean, mean_if_any, paired_difference
 from patchclamp.evidence.method import Part, Progress
 from patchclamp.evidence.record import write_whole
@@ -100,7 +100,7 @@ class Missed(Part):
 
 
 class Stored(BaseModel):
-    """A relation's measurement as it is kept: `<folder>/<weights>/<file>.json`."""
+    """A relation's measurement as it is kept: `<folder>/<weights>/<file>-<question>.json`."""
 
     model: str
     question: str
@@ -123,14 +123,14 @@ def measure(
 ) -> RelationRow | Missed:
     """One relation measured, or taken from `store` if the same was measured before."""
     question = hashlib.sha256(json.dumps([question_of(model, relation, spec), "1"]).encode()).hexdigest()
-    place = Path(store).expanduser() / model.weights_hash[:12] / f"{file.stem}.json" if store else None
+    place = Path(store).expanduser() / model.weights_hash[:12] / f"{file.stem}-{question[:8]}.json" if store else None
     if place is not None and place.is_file() and (found := read_stored(place)).question == question:
         return found.row
     try:
         parted = part(model, relation, spec, file.name, progress)
-    except FileError as error:
+    except (FileError, SpecError, PromptError) as error:
         row: RelationRow | Missed = Missed(name=relation.name, category=category(relation, file), file=file.name,
-                                           why=str(error))
+                                           why=f"{file.name}: {str(error).removeprefix(f'{file.name}: ')}")
     else:
         row = _measured(model, relation, parted, file, spec, progress, fits)
     if place is not None:
@@ -195,8 +195,11 @@ def _mark(hits_N: np.ndarray, others_N: np.ndarray, seed: int) -> str:
 def _other(
     model: Model, parted: Parted, lre: Reader, setting: Setting, template: str, spec: SamplesSpec, progress: Progress
 ) -> TemplateFaithfulness:
-    """The map on the test samples, asked and exemplified by another template."""
-    asked = [fact(model, template, one.sample, parted.examples) for one in parted.test.facts]
+    """The map on the test samples, asked and exemplified by another template; none known if that cannot be used."""
+    try:
+        asked = [fact(model, template, one.sample, parted.examples) for one in parted.test.facts]
+    except (SpecError, PromptError):
+        asked = []
     right = [one for one, is_known in zip(asked, knows(model, asked, progress), strict=True) if is_known]
     if not right:
         return TemplateFaithfulness(template=template, known=0, faithfulness=NO_INTERVAL)

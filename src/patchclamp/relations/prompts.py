@@ -39,10 +39,12 @@ class Question(NamedTuple):
     """Index of the subject's last token."""
 
 
-def question(model: Model, template: str, subject: str, examples: Sequence[RelationSample] = ()) -> Question:
-    """A subject asked for after `examples`, of which those on itself are left out.
+def question(
+    model: Model, template: str, subject: str, examples: Sequence[RelationSample] = (), before_it: str = ""
+) -> Question:
+    """A subject asked for after `examples`, of which those on itself are left out, and a text.
 
-    SpecError if nothing follows the subject."""
+    SpecError if nothing follows the subject, or there is none."""
     before, after = template.split("{}")
     if not subject.strip():
         raise SpecError("the subject is empty: name what the relation is asked of, e.g. Poland")
@@ -50,7 +52,7 @@ def question(model: Model, template: str, subject: str, examples: Sequence[Relat
         raise SpecError(f"the template {template!r} ends with the subject, so that nothing is read off it: write it so "
                         "that words follow, e.g. 'The capital of {} is'")
     told = "".join(f"{template.replace('{}', one.subject).rstrip(' ')} {one.object}\n"
-                   for one in examples if one.subject != subject)
+                   for one in examples if one.subject != subject) + before_it
     text = f"{told}{before}{subject}{after}".rstrip(" ")
     encoded = model.encode(text)
     position = token_ending(model, text, len(encoded), len(told) + len(before) + len(subject))
@@ -91,6 +93,6 @@ def unclear(model: Model, facts: Sequence[Fact]) -> dict[str, str]:
         same = sorted(objects[one.answer] - {one.sample.object})
         if same:
             reasons[one.sample.object] = f"it begins with the same token {letters!r} as {same[0]!r}"
-        elif len(letters) < 2 <= len(one.sample.object) and letters != one.sample.object:
+        elif len(letters) < 2 <= len(one.sample.object):
             reasons[one.sample.object] = f"its first token is {letters!r} alone"
     return reasons

@@ -20,7 +20,7 @@ from patchclamp.forward.streams import layer_sites
 from patchclamp.relations.prompts import Fact, fact, unclear
 from patchclamp.tasks.rows import RelationFile, RelationSample
 
-FEWEST_KNOWN = 10
+FEWEST_KNOWN, FEWEST_FITTED = 10, 2
 """Samples the model has to know: a third to fit on, the others to choose on and to test on."""
 
 
@@ -85,31 +85,33 @@ def part(model: Model, relation: RelationFile, spec: SamplesSpec, file: str, pro
     """Ask for the samples and part those the model knows. FileError, saying how many it knows, if these are too few.
 
     Which it knows is found out after examples drawn at random; those fitted on are drawn among them and become the
-    examples of all others, which are asked again."""
+    examples of all others, and of each other; all are asked again. Of a subject with several objects the first
+    counts."""
+    if model.n_layers < 2:
+        raise SpecError(f"{model.name} has one block, and nothing read before it is fitted; use a model with more")
     template = template_of(relation, spec.template, file)
     generator = np.random.default_rng(spec.seed)
-    distinct = list({one.subject: one for one in relation.samples}.values())
+    distinct = list({one.subject: one for one in reversed(relation.samples)}.values())[::-1]
     drawn = [distinct[i] for i in generator.permutation(len(distinct))[: spec.limit]]
     skipped = unclear(model, [fact(model, template, one) for one in drawn])
     clear = [one for one in drawn if one.object not in skipped]
-    shots = min(spec.samples, len(drawn) // 3)
+    shots = min(spec.samples, len(clear) // 3)
     told, others = clear[:shots], clear[shots:]
-    known = [one for one, is_known in zip(others, knows(model, [fact(model, template, s, told) for s in others],
-                                                         progress), strict=True) if is_known]
-    if len(known) + len(told) < FEWEST_KNOWN or len(known) < FEWEST_KNOWN // 2:
+    known = _known(model, [fact(model, template, one, told) for one in others], progress)
+    if len(known) < FEWEST_KNOWN // 2:
         raise FileError(_too_few(file, len(known), len(others), skipped))
-    n_fit = min(spec.samples, max(3, (len(known) + len(told)) // 3))
-    fitted = known[:n_fit]
+    n_fit = min(spec.samples, len(known), max(3, (len(known) + len(told)) // 3))
+    fitted = [one.sample for one in known[:n_fit]]
     examples = fitted + [one for one in told if one not in fitted][: max(0, shots - n_fit)]
+    fit = _known(model, [fact(model, template, one, examples) for one in fitted], progress)
     rest = [fact(model, template, one, examples) for one in clear if one not in examples]
-    right = [one for one, is_known in zip(rest, knows(model, rest, progress), strict=True) if is_known]
-    if len(right) + n_fit < FEWEST_KNOWN:
-        raise FileError(_too_few(file, len(right) + n_fit, len(rest) + n_fit, skipped))
+    right = _known(model, rest, progress)
+    if len(fit) < FEWEST_FITTED or len(right) + len(fit) < FEWEST_KNOWN:
+        raise FileError(_too_few(file, len(right) + len(fit), len(rest) + n_fit, skipped))
     chosen = min(spec.tests // 2, len(right) // 2)
-    sets = [[fact(model, template, one, examples) for one in fitted], right[:chosen],
-            right[chosen : chosen + spec.tests]]
-    fit, validation, test = (read(model, some, progress) for some in sets)
-    return Parted(template, examples, fit, validation, test, len(rest) + n_fit, len(right) + n_fit, skipped)
+    sets = fit, right[:chosen], right[chosen : chosen + spec.tests]
+    fitted_on, validation, test = (read(model, some, progress) for some in sets)
+    return Parted(template, examples, fitted_on, validation, test, len(rest) + n_fit, len(right) + len(fit), skipped)
 
 
 def _too_few(file: str, known: int, asked: int, skipped: dict[str, str]) -> str:
@@ -119,6 +121,11 @@ def _too_few(file: str, known: int, asked: int, skipped: dict[str, str]) -> str:
         more = f"; {len(skipped)} objects are left out because their first token does not tell them ({name!r}: {why})"
     return (f"{file}: the model knows {known} of {asked}; needs {FEWEST_KNOWN}, to fit, choose and test on{more}. Use "
             "more samples, a clearer template (--template), or a larger model")
+
+
+def _known(model: Model, facts: Sequence[Fact], progress: Progress) -> list[Fact]:
+    """Those of some facts that the model answers rightly."""
+    return [one for one, is_known in zip(facts, knows(model, facts, progress), strict=True) if is_known]
 
 
 def knows(model: Model, facts: Sequence[Fact], progress: Progress) -> list[bool]:

@@ -85,14 +85,15 @@ def table_of_relations(model: NoModel, spec: TableSpec, progress: Progress) -> O
 
     Nothing new is claimed; each relation's verdict belongs to `relations evaluate`.
     """
-    found = []
+    found, seen = [], set[Path]()
     for name in spec.stores:
         folder = Path(name).expanduser()
         files = sorted(folder.rglob("*.json"))
         if not files:
             raise FileError(f"{folder} holds no measured relation; `patchclamp relations evaluate FILES --store "
                             f"{name}` fills it")
-        found += [read_stored(path) for path in files]
+        found += [read_stored(path) for path in files if path.resolve() not in seen]
+        seen.update(path.resolve() for path in files)
     rows = [TableRow(model=one.model, row=one.row) for one in found if isinstance(one.row, RelationRow)]
     missed = [MissedRow(model=one.model, row=one.row) for one in found if isinstance(one.row, Missed)]
     if not rows:

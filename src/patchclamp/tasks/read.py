@@ -96,6 +96,15 @@ def read_relation(path: str | Path) -> RelationFile:
     return validated(RelationFile, value, str(found))
 
 
+def is_relation(path: Path) -> bool:
+    """Whether a `.json` file looks like a relation, whatever may be wrong with it: it has templates and samples."""
+    try:
+        value = read_json(path)
+    except FileError:
+        return False
+    return isinstance(value, dict) and {"prompt_templates", "samples"} <= value.keys()
+
+
 def read_task(path: str | Path) -> list[TaskRow]:
     """The inputs and outputs of a task: rows of a file, or a relation's subjects and objects. Raises FileError."""
     found = locate_file(path)
