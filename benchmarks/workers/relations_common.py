@@ -34,7 +34,7 @@ def load_folder(folder: str) -> Any:
     if "full_attention" in rope:
         theta = {"rope_theta": rope["full_attention"]["rope_theta"],
                  "rope_local_base_freq": rope["sliding_attention"]["rope_theta"]}
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **theta).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32, **theta).eval()
 
 
 Way = Callable[[Sequence[int]], torch.Tensor]
