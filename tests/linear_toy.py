@@ -11,7 +11,8 @@ from patchclamp.forward import Readout
 from patchclamp.relations.prompts import question
 from patchclamp.tasks.rows import RelationSample
 
-TEMPLATE = "w90 {} w91 w92"
+TEMPLATE, OTHER = "w90 {} w91 w92", "w88 w90 {} w91 w92"
+"""The toy sees four tokens, so that it answers both alike."""
 
 
 def linear_model():

@@ -61,6 +61,22 @@ def test_the_jacobians_are_those_of_brute_force(name, position):
         assert error <= 1e-4 * expected_DD.abs().max(), (layer, error)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt2", "phi"])
+def test_keys_that_stand_still_are_used(name, monkeypatch):
+    """The streams that are differentiated are those of the run on them."""
+    runs, used = {}, []
+    run, rows = jacobian._run, jacobian._rows
+
+    def kept(model, layout, prefix, stands=False):
+        runs[stands] = run(model, layout, prefix, stands)
+        return runs[stands]
+
+    monkeypatch.setattr(jacobian, "_run", kept)
+    monkeypatch.setattr(jacobian, "_rows", lambda final, early, *rest: used.extend(early) or rows(final, early, *rest))
+    jacobians(tiny_model(name), ids(12), 7)
+    assert used[0] is runs[True][0] is not runs[False][0]
+
+
 def broken(*args, **more):
     raise TypeError
 

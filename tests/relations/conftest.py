@@ -1,7 +1,7 @@
 """The toy, and a file of what it says."""
 
 import pytest
-from linear_toy import TEMPLATE, linear_model, relation_file
+from linear_toy import OTHER, TEMPLATE, linear_model, relation_file
 from tiny import tiny_model
 
 
@@ -17,4 +17,4 @@ def llama():
 
 @pytest.fixture(scope="session")
 def linear_file(linear, tmp_path_factory):
-    return relation_file(linear, tmp_path_factory.mktemp("relations"), templates=[TEMPLATE, "w93 {} w94 w95"])
+    return relation_file(linear, tmp_path_factory.mktemp("relations"), templates=[TEMPLATE, OTHER])

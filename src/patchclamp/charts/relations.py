@@ -32,7 +32,7 @@ def _bars(rows: list[RelationRow]) -> alt.LayerChart:
         {"relation": f"{row.name} ({row.category})", "what": what, **interval.model_dump()}
         for row in rows for what, interval in (
             ("map", row.faithfulness),
-            ("best baseline", max(row.baselines.values(), key=lambda one: one.mean)),
+            ("best baseline", row.baselines[row.best_baseline]),
             ("edit by inverse", row.causality), ("random change", row.random))
     ])
     order = [f"{row.name} ({row.category})" for row in sorted(rows, key=lambda r: -r.faithfulness.mean)]

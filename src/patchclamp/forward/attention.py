@@ -60,15 +60,24 @@ def attention_weights(anatomy: Anatomy, needed: bool, changes: Changes) -> Itera
         raise EditError(f"the pattern of {type(anatomy.hf).__name__} can be read but not edited: "
                         f"{anatomy.pattern_fault}; edit head instead")
     _register()
+    token = _changes.set(changes)
+    try:
+        with implementation(anatomy, NAME if anatomy.family.common_attention else "eager"):
+            yield
+    finally:
+        _changes.reset(token)
+
+
+@contextmanager
+def implementation(anatomy: Anatomy, name: str) -> Iterator[None]:
+    """Another of transformers' attention functions for one run."""
     config = anatomy.config
     before = config._attn_implementation
-    token = _changes.set(changes)
-    config._attn_implementation = NAME if anatomy.family.common_attention else "eager"
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = before
-        _changes.reset(token)
 
 
 def change_weights(weights_HTS: Tensor, edit: ReadyEdit, columns: slice | list[int], shift: int) -> None:

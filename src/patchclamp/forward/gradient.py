@@ -12,7 +12,7 @@ from torch import Tensor
 from patchclamp.errors import InputError
 from patchclamp.forward.batch import Batch, Layout, inputs_of
 from patchclamp.forward.edit import Edit
-from patchclamp.forward.execute import accepts_positions, may_share, prefix_of, rotary_sides
+from patchclamp.forward.execute import PREFIX_TOKENS, accepts_positions, may_share, prefix_of, rotary_sides
 from patchclamp.forward.prepare import Job
 from patchclamp.forward.read import Say, read_all
 from patchclamp.forward.readout import Readout
@@ -73,7 +73,8 @@ def _batches(anatomy: Anatomy, jobs: list[Job]) -> Iterator[Layout]:
     for same in on_prompt.values():
         start = min(job.start for job in same)
         if len(same) > 1 and start > 0 and may_share(anatomy, same):
-            size = max(1, GRAPH_TOKENS // (len(same[0].encoded) - start))
+            n = len(same[0].encoded)
+            size = max(1, min(GRAPH_TOKENS // (n - start), PREFIX_TOKENS // n))
             yield from (Layout(same[i : i + size], start=start, alike=True) for i in range(0, len(same), size))
         else:
             whole += same

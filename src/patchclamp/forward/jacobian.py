@@ -21,6 +21,7 @@ from patchclamp.errors import InputError, RunError
 from patchclamp.forward.batch import Batch, KeyValues, Layout, inputs_of
 from patchclamp.forward.execute import accepts_positions, may_share, prefix_of
 from patchclamp.forward.prepare import Job, ready_read
+from patchclamp.forward.prove import MISFITS
 from patchclamp.forward.readout import Readout
 from patchclamp.forward.streams import layer_sites
 from patchclamp.forward.suffix import on_prefix, standing
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 SAME = {torch.float32: 1e-4, torch.float64: 1e-5}
 """By the model's dtype, relative to the largest number: how near two runs' streams at the end have to be. In half
 precision they are not near enough to tell one attention from another, so the general way is taken there."""
-MISFITS = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
 ROW_TOKENS = 4096
 """Output coordinates times tokens in one batch of vector-Jacobian products: about 200 MB in SmolLM2."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchclamp.forward.attention import implementation
 from patchclamp.forward.batch import KeyValues
 from patchclamp.model.anatomy import Anatomy, part
 
@@ -67,13 +68,10 @@ def standing(prefix: KeyValues) -> Any:
 def on_prefix(anatomy: Anatomy, prefix: KeyValues) -> Iterator[None]:
     """Attend as above; `standing(prefix)` has to be the run's cache."""
     _register()
-    config = anatomy.config
-    before = config._attn_implementation
     modules = [part(block, anatomy.family.attention) for block in anatomy.blocks]
     token = _before.set(dict(zip(modules, prefix, strict=True)))
-    config._attn_implementation = NAME
     try:
-        yield
+        with implementation(anatomy, NAME):
+            yield
     finally:
-        config._attn_implementation = before
         _before.reset(token)

@@ -67,7 +67,7 @@ class Relations(Result):
 
         rows = []
         for one in self.relations:
-            best = max(one.baselines, key=lambda name: one.baselines[name].mean)
+            best = one.best_baseline
             rows.append({
                 "relation": one.name, "category": one.category, "known": f"{one.known} of {one.asked}",
                 "layer": one.layer, "beta": one.beta, "faithfulness": one.faithfulness.mean,
@@ -136,7 +136,7 @@ def category_of(name: str, rows: list[RelationRow], seed: int) -> Category:
 
 def best_baseline(row: RelationRow) -> float:
     """The share of the best baseline."""
-    return max(interval.mean for interval in row.baselines.values())
+    return row.baselines[row.best_baseline].mean
 
 
 def verdict_of(rows: list[RelationRow], seed: int) -> Verdict:

@@ -18,28 +18,23 @@ from patchclamp.relations.samples import Parted, SamplesSpec, part
 from patchclamp.tasks.rows import RelationFile
 
 
-def question_of(model: Model, relation: RelationFile, spec: SamplesSpec) -> str:
-    """Hash of what decides the map: weights, samples, template and how they are parted."""
-    settings = spec.model_dump(include=set(SamplesSpec.model_fields))
-    asked = [model.weights_hash, str(model.dtype), relation.model_dump(), settings]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
 def fitted(
     model: Model, relation: RelationFile, spec: SamplesSpec, file: str, progress: Progress, folder: str | None = None
 ) -> tuple[Parted, LinearRelation]:
     """A relation's samples, parted, and the map of those to fit on. In `folder`, if given, the map is kept, and taken
-    from there the next time the same is asked. Raises as `part` and `load_relation`."""
+    from there the next time it is fitted on the same. Raises as `part` and `load_relation`."""
     parted = part(model, relation, spec, file, progress)
-    return parted, fit(model, relation, spec, parted, progress, folder)
+    return parted, fit(model, relation, parted, progress, folder)
 
 
 def fit(
-    model: Model, relation: RelationFile, spec: SamplesSpec, parted: Parted, progress: Progress,
-    folder: str | None = None,
+    model: Model, relation: RelationFile, parted: Parted, progress: Progress, folder: str | None = None
 ) -> LinearRelation:
     """The map of samples that are parted already. See `fitted`."""
-    question = question_of(model, relation, spec)
+    fitted_on, examples = (tuple((one.subject, one.object) for one in some) for some in (
+        [one.sample for one in parted.fit.facts], parted.examples))
+    asked = [model.weights_hash, str(model.dtype), parted.template, fitted_on, examples]
+    question = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     slug = re.sub(r"\W+", "-", relation.name).strip("-").lower()
     place = Path(folder).expanduser() / f"{slug}-{question[:12]}" if folder else None
     if place is not None and (place / FILE).is_file():
@@ -50,8 +45,7 @@ def fit(
         total += jacobians(model, one.ids, one.position).cpu()
     info = RelationInfo(
         name=relation.name, model=model.name, weights=model.weights_hash, template=parted.template,
-        fitted=tuple((one.sample.subject, one.sample.object) for one in known.facts),
-        examples=tuple((one.subject, one.object) for one in parted.examples), question=question,
+        fitted=fitted_on, examples=examples, question=question,
     )
     made = LinearRelation(info, (total / len(known)).float(), known.h.mean(0), known.z.mean(0))
     if place is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchclamp.evidence.controls import rescale
 from patchclamp.evidence.method import Progress
 from patchclamp.forward import Edit, Model, Plan, Readout
 from patchclamp.forward.streams import layer_sites
@@ -73,7 +74,13 @@ def random_changes(h_ND: Tensor, like_PD: Tensor, seed: int) -> Tensor:
     """As many random changes as `like_PD` has, each as long, drawn with the covariance of subjects' streams, [P, D]."""
     generator = torch.Generator().manual_seed(seed)
     mixed_PD = torch.randn(len(like_PD), len(h_ND), generator=generator) @ (h_ND - h_ND.mean(0))
-    return mixed_PD / mixed_PD.norm(dim=-1, keepdim=True).clamp(min=1e-12) * like_PD.norm(dim=-1, keepdim=True)
+    return rescale(mixed_PD, like_PD.norm(dim=-1))
+
+
+def stream_edit(model: Model, how: str, layer: int, value: Tensor, position: int) -> Edit:
+    """The edit that adds a value to the stream at a layer (-1: the embeddings) and token, or sets it (`add`, `set`)."""
+    site = layer_sites(model, position)[layer + 1]
+    return Edit.add(site, value, 1.0, "raw") if how == "add" else Edit.set(site, value)
 
 
 def succeed(
@@ -85,32 +92,42 @@ def succeed(
     for pair, (source, target) in enumerate(zip(pairs.source, pairs.target, strict=True)):
         asked, answer = pairs.known.facts[source], pairs.known.facts[target].answer
         for how, layer, value_PD in settings:
-            site = layer_sites(model, asked.position)[layer + 1]
-            edit = Edit.add(site, value_PD[pair], 1.0, "raw") if how == "add" else Edit.set(site, value_PD[pair])
+            edit = stream_edit(model, how, layer, value_PD[pair], asked.position)
             rows.append((asked.ids, [edit], [Readout.rank(answer)]))
     ranks = model.execute(Plan.of(rows), track=progress.track)
     return np.array([int(rank) == 0 for (rank,) in ranks]).reshape(-1, len(settings)).T
 
 
 def choose_turn(
-    model: Model, relation: LinearRelation, pairs: Pairs, progress: Progress
-) -> tuple[Turn, list[tuple[Turn, float]]]:
+    model: Model, relation: LinearRelation, pairs: Pairs, progress: Progress, layer: int | None = None,
+    rank: int | None = None,
+) -> Turn:
     """The block and rank whose edits work most often on validation pairs, of equals the deepest block and the lowest
-    rank; and the share at each that was tried: all blocks at the middle rank, all ranks at the best blocks.
+    rank: all blocks are tried at the middle rank, then all ranks at the best blocks; only those not given.
 
     Not the embeddings: another one in their place is another subject, not an edited fact. Without a pair the block in
     the middle and the middle rank."""
+    middle = rank or min(MIDDLE, model.d_model)
     if not pairs.source:
-        return Turn(model.n_layers // 2 - 1, min(MIDDLE, model.d_model)), []
+        return Turn(model.n_layers // 2 - 1 if layer is None else layer, middle)
     tried: dict[Turn, float] = {}
 
     def measure(turns: Sequence[Turn]) -> None:
         settings = [("add", turn.layer, changes(relation, pairs, turn)) for turn in turns]
         tried.update(zip(turns, succeed(model, pairs, settings, progress).mean(1).tolist(), strict=True))
 
+    layers = range(model.n_layers - 1) if layer is None else [layer]
+    measure([Turn(one, middle) for one in layers])
+    if rank is None:
+        best = sorted(layers, key=lambda one: (-tried[Turn(one, middle)], -one))[:LAYERS_KEPT]
+        measure([Turn(one, some) for one in best for some in RANKS if some != middle and some <= model.d_model])
+    return max(tried, key=lambda turn: (tried[turn], turn.layer, -turn.rank))
+
+
+def choose_block(model: Model, pairs: Pairs, progress: Progress) -> int:
+    """The block at which another subject's stream most often brings its object, on validation pairs; of equals the
+    deepest."""
     layers = range(model.n_layers - 1)
-    measure([Turn(layer, MIDDLE) for layer in layers])
-    best = sorted(layers, key=lambda layer: (-tried[Turn(layer, MIDDLE)], -layer))[:LAYERS_KEPT]
-    measure([Turn(layer, rank) for layer in best for rank in RANKS if rank != MIDDLE and rank <= model.d_model])
-    best_turn = max(tried, key=lambda turn: (tried[turn], turn.layer, -turn.rank))
-    return best_turn, list(tried.items())
+    settings = [("set", layer, pairs.known.h[pairs.target, layer + 1]) for layer in layers]
+    shares = succeed(model, pairs, settings, progress).mean(1) if pairs.source else np.zeros(len(layers))
+    return max(layers, key=lambda layer: (shares[layer], layer))

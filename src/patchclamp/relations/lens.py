@@ -3,7 +3,7 @@
     softmax(unembed(norm_final(β · W_l h + b_l)))     at any layer l and token
 
 Hernandez et al. 2023, arXiv 2308.09124, section 6. Where the subject stands in a sentence about something else, nothing
-asks for the object; where the same prompt was just answered wrongly, the model itself repeats the wrong answer. In both
+asks for the object; where the same prompt was just answered wrongly, the model itself is often misled. In both
 the map may still read the right one off the subject. Beside it the logit lens, read at the layer best for it.
 """
 

@@ -46,7 +46,7 @@ class RelationInfo(BaseModel):
     examples: tuple[tuple[str, str], ...]
     """Subject and object of the samples told before a prompt."""
     question: str
-    """Hash of the samples and settings it answers to."""
+    """Hash of the weights, the prompt and the samples that decide it."""
 
 
 @dataclass(frozen=True, eq=False)

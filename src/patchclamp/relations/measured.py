@@ -15,13 +15,15 @@ from patchclamp.evidence.method import Part, Progress
 from patchclamp.evidence.record import write_whole
 from patchclamp.evidence.verdict import FEWEST, NO_INTERVAL, Interval
 from patchclamp.forward import Model
-from patchclamp.relations.fitting import fit, question_of
+from patchclamp.relations.fitting import fit
 from patchclamp.relations.inverse import changes, choose_turn, draw_pairs, random_changes, succeed
 from patchclamp.relations.prompts import fact
 from patchclamp.relations.readers import Reader, Setting, choose, readers, score
-from patchclamp.relations.samples import Parted, SamplesSpec, knows, part, read
+from patchclamp.relations.samples import Parted, SamplesSpec, known_of, part, read
 from patchclamp.tasks.rows import RelationFile
 
+VERSION = 2
+"""Of what is measured, and how samples are parted: numbers of another version are not used again."""
 RANDOM = 5
 """Random changes that each edit is compared with."""
 
@@ -71,7 +73,8 @@ class RelationRow(Part):
     baselines: dict[str, Interval]
     """The same by other means, each at the layer chosen for it."""
     mark: str
-    """Whether the map beats every baseline, `not linear here`, or open."""
+    """`beats every baseline`: a paired interval above 0; `not linear here`: no more often right than the best of them,
+    were it always; otherwise `open`."""
     edit_layer: int
     rank: int
     causality: Interval
@@ -88,6 +91,12 @@ class RelationRow(Part):
     """Of each test sample, whether the map was right."""
     baseline_hits: list[float]
     """The same of the best baseline."""
+
+
+    @property
+    def best_baseline(self) -> str:
+        """The baseline that is right most often."""
+        return max(self.baselines, key=lambda name: self.baselines[name].mean)
 
 
 class Missed(Part):
@@ -122,7 +131,9 @@ def measure(
     store: str | None = None, fits: str | None = None,
 ) -> RelationRow | Missed:
     """One relation measured, or taken from `store` if the same was measured before."""
-    question = hashlib.sha256(json.dumps([question_of(model, relation, spec), "1"]).encode()).hexdigest()
+    settings = spec.model_dump(include=set(SamplesSpec.model_fields))
+    asked = [VERSION, model.weights_hash, str(model.dtype), relation.model_dump(), settings]
+    question = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     place = Path(store).expanduser() / model.weights_hash[:12] / f"{file.stem}-{question[:8]}.json" if store else None
     if place is not None and place.is_file() and (found := read_stored(place)).question == question:
         return found.row
@@ -148,7 +159,7 @@ def _measured(
     model: Model, relation: RelationFile, parted: Parted, file: Path, spec: SamplesSpec, progress: Progress,
     fits: str | None,
 ) -> RelationRow:
-    made = fit(model, relation, spec, parted, progress, fits)
+    made = fit(model, relation, parted, progress, fits)
     hits, at_layers, intervals = {}, {}, {}
     lre, *baselines = readers(made, parted.fit)
     for reader in (lre, *baselines):
@@ -161,7 +172,7 @@ def _measured(
             chosen, betas = setting, [one.beta for one in by_layer]
     best = max((reader.name for reader in baselines), key=lambda name: hits[name].mean())
     others = np.stack([at_layers[reader.name] for reader in baselines]).max(0)
-    turn, _ = choose_turn(model, made, draw_pairs(parted.validation, spec.seed), progress)
+    turn = choose_turn(model, made, draw_pairs(parted.validation, spec.seed), progress)
     pairs = draw_pairs(parted.test, spec.seed)
     change_PD = changes(made, pairs, turn)
     settings = [("add", turn.layer, change_PD), ("set", turn.layer, parted.test.h[pairs.target, turn.layer + 1])]
@@ -200,7 +211,7 @@ def _other(
         asked = [fact(model, template, one.sample, parted.examples) for one in parted.test.facts]
     except (SpecError, PromptError):
         asked = []
-    right = [one for one, is_known in zip(asked, knows(model, asked, progress), strict=True) if is_known]
+    right = known_of(model, asked, progress)
     if not right:
         return TemplateFaithfulness(template=template, known=0, faithfulness=NO_INTERVAL)
     hits_N = score(model, lre, read(model, right, progress), [setting]).right[0].astype(float)

@@ -97,15 +97,15 @@ def part(model: Model, relation: RelationFile, spec: SamplesSpec, file: str, pro
     clear = [one for one in drawn if one.object not in skipped]
     shots = min(spec.samples, len(clear) // 3)
     told, others = clear[:shots], clear[shots:]
-    known = _known(model, [fact(model, template, one, told) for one in others], progress)
+    known = known_of(model, [fact(model, template, one, told) for one in others], progress)
     if len(known) < FEWEST_KNOWN // 2:
         raise FileError(_too_few(file, len(known), len(others), skipped))
     n_fit = min(spec.samples, len(known), max(3, (len(known) + len(told)) // 3))
     fitted = [one.sample for one in known[:n_fit]]
     examples = fitted + [one for one in told if one not in fitted][: max(0, shots - n_fit)]
-    fit = _known(model, [fact(model, template, one, examples) for one in fitted], progress)
+    fit = known_of(model, [fact(model, template, one, examples) for one in fitted], progress)
     rest = [fact(model, template, one, examples) for one in clear if one not in examples]
-    right = _known(model, rest, progress)
+    right = known_of(model, rest, progress)
     if len(fit) < FEWEST_FITTED or len(right) + len(fit) < FEWEST_KNOWN:
         raise FileError(_too_few(file, len(right) + len(fit), len(rest) + n_fit, skipped))
     chosen = min(spec.tests // 2, len(right) // 2)
@@ -123,7 +123,7 @@ def _too_few(file: str, known: int, asked: int, skipped: dict[str, str]) -> str:
             "more samples, a clearer template (--template), or a larger model")
 
 
-def _known(model: Model, facts: Sequence[Fact], progress: Progress) -> list[Fact]:
+def known_of(model: Model, facts: Sequence[Fact], progress: Progress) -> list[Fact]:
     """Those of some facts that the model answers rightly."""
     return [one for one, is_known in zip(facts, knows(model, facts, progress), strict=True) if is_known]
 
