@@ -1,0 +1,127 @@
+"""Finding a small subgraph that does a task as the whole model does.
+
+    F(C) = (m(C) - m(corrupted)) / (m(full) - m(corrupted))        m: mean logit difference
+
+A shortlist by score, connected and as short as the bound allows (greedy, Hanna et al. 2024, arXiv 2403.17806); then
+exact pruning: edges are taken out, those first whose removal changes F least, until none is left that could go alone. F
+above 1 is as bad as below: the bound b asks for b <= F <= 2 - b.
+
+Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.runs import Runs
+from patchclamp.errors import SpecError
+
+SIZES = 8
+"""Subgraphs tried at once."""
+
+
+def greedy(graph: Graph, scores_NS: Tensor, n_edges: int) -> Tensor:
+    """A connected subgraph of at most so many edges, [N, S]: from the logits back, always the edge of the largest score
+    into what is in it; counted after what hangs loose is taken away."""
+    import heapq
+
+    size_NS = scores_NS.abs()
+    kept = torch.zeros_like(graph.edges)
+    heap: list[tuple[float, int, int]] = []
+    inside: set[int] = set()
+
+    def take_in(destination: int) -> None:
+        if destination not in inside:
+            inside.add(destination)
+            for source in range(graph.destinations[destination].reach):
+                heapq.heappush(heap, (-float(size_NS[destination, source]), destination, source))
+
+    take_in(len(graph.destinations) - 1)
+    best = kept.clone()
+    while heap:
+        _, destination, source = heapq.heappop(heap)
+        kept[destination, source] = True
+        for place in graph.feeds[source]:
+            take_in(place)
+        whole = graph.connected(kept)
+        if int(whole.sum()) > n_edges:
+            break
+        best = whole
+    return best
+
+
+class Pruned(NamedTuple):
+    """A subgraph from which no edge can go."""
+
+    kept: Tensor
+    """[N, S]."""
+    faithfulness: float
+    without: dict[tuple[int, int], Tensor]
+    """m without each remaining edge (destination, source), [B]."""
+
+
+def shortlist(runs: Runs, scores_NS: Tensor, bound: float, most: int | None = None) -> Tensor:
+    """The shortest greedy subgraph found that keeps the bound, by halving between sizes. SpecError if none of at most
+    `most` edges does."""
+    graph = runs.graph
+    low, high = 0, min(most or graph.n_edges, graph.n_edges)
+    best = greedy(graph, scores_NS, high)
+    reached = runs.faithfulness(best[None])[0]
+    if not holds(reached, bound):
+        raise SpecError(f"the {int(best.sum())} edges of the largest scores reach a faithfulness of {reached:.2f} and "
+                        f"not the bound of {bound:g}: allow more edges or lower the bound")
+    while high - low > max(2, high // 20):
+        sizes = sorted({low + (high - low) * i // (SIZES + 1) for i in range(1, SIZES + 1)} - {low, high})
+        tried = [greedy(graph, scores_NS, size) for size in sizes]
+        fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
+        if any(fine):
+            first = fine.index(True)
+            high, best = sizes[first], tried[first]
+            low = sizes[first - 1] if first else low
+        else:
+            low = sizes[-1]
+    return best
+
+
+def holds(faithfulness: float, bound: float) -> bool:
+    """Whether a faithfulness is within the bound on either side of 1."""
+    return bound <= faithfulness <= 2 - bound
+
+
+def prune(runs: Runs, kept_NS: Tensor, bound: float, say: Callable[[str], None] | None = None) -> Pruned:
+    """Take edges out until none can go alone without F leaving the bound. Each round measures every edge's removal
+    exactly, then takes out as many of the least important ones as the bound allows."""
+    graph = runs.graph
+    while True:
+        edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
+        now = runs.faithfulness(kept_NS[None])[0]
+        m_EB = runs.without(kept_NS, edges)
+        alone = runs.faithfulness_of(m_EB)
+        can_go = [i for i, f in enumerate(alone) if holds(f, bound)]
+        if say:
+            say(f"{len(edges)} edges, faithfulness {now:.3f}, {len(can_go)} could go alone")
+        if not can_go:
+            return Pruned(kept_NS, now, dict(zip(edges, m_EB, strict=True)))
+        order = sorted(can_go, key=lambda i: abs(alone[i] - now))
+        kept_NS = _as_many(runs, graph, kept_NS, [edges[i] for i in order], bound)
+
+
+def _as_many(runs: Runs, graph: Graph, kept_NS: Tensor, order: Sequence[tuple[int, int]], bound: float) -> Tensor:
+    """Without the first so many edges of an order that the bound still holds; at least the first."""
+    counts = sorted({max(1, round(len(order) * share)) for share in (0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1)})
+    tried = []
+    for count in counts:
+        fewer = kept_NS.clone()
+        for edge in order[:count]:
+            fewer[edge] = False
+        tried.append(graph.connected(fewer))
+    fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
+    for fewer, good in reversed(list(zip(tried, fine, strict=True))):
+        if good:
+            return fewer
+    return tried[0]
