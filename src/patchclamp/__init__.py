@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from patchclamp.circuits.find import find_circuit
     from patchclamp.circuits.knockout import knockout
     from patchclamp.circuits.patch import patch
+    from patchclamp.circuits.verify import verify_circuit
     from patchclamp.errors import InputError, PatchclampError, RunError
     from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
     from patchclamp.evidence.record import Record
@@ -107,6 +109,7 @@ _HOME = {
     "evaluate_vector": "vectors.evaluate",
     "examples": "neurons.examples",
     "explain": "neurons.explain",
+    "find_circuit": "circuits.find",
     "find_features": "sae.find",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
@@ -147,6 +150,7 @@ _HOME = {
     "train_autoencoder": "sae.train",
     "train_tuned_lens": "lenses.tuned",
     "tuned_lens": "lenses.tuned",
+    "verify_circuit": "circuits.verify",
 }
 
 __all__ = [
@@ -191,6 +195,7 @@ __all__ = [
     "evaluate_vector",
     "examples",
     "explain",
+    "find_circuit",
     "find_features",
     "find_neurons",
     "find_vector",
@@ -231,6 +236,7 @@ __all__ = [
     "train_autoencoder",
     "train_tuned_lens",
     "tuned_lens",
+    "verify_circuit",
 ]
 
 

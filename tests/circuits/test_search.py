@@ -6,7 +6,6 @@ from cut import tiny_runs
 
 from patchclamp.circuits.attribution import attribution
 from patchclamp.circuits.search import greedy, holds, prune, shortlist
-from patchclamp.errors import SpecError
 
 
 def scored(name):
@@ -40,10 +39,10 @@ def test_no_edge_of_a_pruned_subgraph_can_go(name):
         assert torch.allclose(runs.subgraphs(fewer[None])[0], m_B)
 
 
-def test_a_bound_that_so_few_edges_do_not_reach_is_refused():
+def test_a_shortlist_keeps_the_bound_or_is_the_graph():
     runs, scores = scored("llama")
-    with pytest.raises(SpecError, match="allow more edges"):
-        shortlist(runs, scores, 0.999, most=2)
+    assert holds(runs.faithfulness(shortlist(runs, scores, 0.9)[None])[0], 0.9)
+    assert holds(runs.faithfulness(shortlist(runs, scores, 0.99999)[None])[0], 0.99999)
 
 
 def test_too_much_is_as_bad_as_too_little():

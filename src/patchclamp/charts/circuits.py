@@ -1,4 +1,4 @@
-"""Charts of circuits: patching and knockout."""
+"""Charts of circuits: patching, knockout, and the graph that is left."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,10 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, DIVERGING, heatmap_size, styled, visible
 
 if TYPE_CHECKING:
+    from patchclamp.circuits.find import Circuit
     from patchclamp.circuits.knockout import Knockout
     from patchclamp.circuits.patch import Patching
+    from patchclamp.circuits.verify import Verified
 
 
 def patching_chart(result: "Patching") -> alt.TopLevelMixin:
@@ -52,3 +54,78 @@ def knockout_chart(result: "Knockout") -> alt.TopLevelMixin:
         tooltip=["site", alt.Tooltip("logit_difference", format=".3f"), alt.Tooltip("effect", format="+.3f")],
     )
     return styled((bars + line).properties(width=heatmap_size(data["layer"].nunique(), cell=26), height=260))
+
+
+def circuit_chart(result: "Circuit") -> alt.TopLevelMixin:
+    """The circuit with its parts by block, and its faithfulness beside that of random circuits."""
+    return styled(alt.hconcat(_graph(result), _faithfulness(result)).resolve_scale(color="independent"))
+
+
+def _graph(result: "Circuit") -> alt.LayerChart:
+    """Heads and MLPs as points, block by block upwards; edges as lines, coloured by what is lost without them."""
+    parts: dict[str, tuple[float, float, str]] = {}
+
+    def place(name: str, is_reader: bool) -> str:
+        kind, *numbers = name.split(".")
+        if name in ("embed", "logits"):
+            parts[name] = (0.0, -1.0 if name == "embed" else result_layers + 0.0, "embeddings, logits")
+            return name
+        layer = int(numbers[0])
+        if kind == "mlp":
+            parts[name] = (-1.0, layer + 0.5, "MLP")
+            return name
+        head = name if kind == "head" else f"{kind}.{numbers[0]}.{numbers[1]}"
+        parts[head] = (float(numbers[1]) + (0.0 if kind in ("head", "q") else 0.3), layer + (0.0 if is_reader else 0.2),
+                       "head" if kind == "head" else f"{kind} of a head")
+        return head
+
+    names_of = [part for one in result.certificate.edges for part in one.edge.split("->")]
+    layers = [int(part.split(".")[1]) for part in names_of if "." in part]
+    result_layers = max(layers, default=0) + 1
+    lines = []
+    for one in result.certificate.edges:
+        source, destination = (place(name, bool(i)) for i, name in enumerate(one.edge.split("->")))
+        (x, y, _), (x2, y2, _) = parts[source], parts[destination]
+        lines.append({"edge": one.edge, "x": x, "y": y, "x2": x2, "y2": y2, "loss": one.effect.mean,
+                      "width": abs(one.effect.mean)})
+    points = pd.DataFrame([{"part": name, "x": x, "y": y, "kind": kind} for name, (x, y, kind) in parts.items()])
+    axis = alt.Axis(title=None, labels=False, ticks=False, domain=False)
+    rules = alt.Chart(pd.DataFrame(lines)).mark_rule(opacity=0.7).encode(
+        x=alt.X("x:Q", axis=axis), y=alt.Y("y:Q", title="block"), x2="x2:Q", y2="y2:Q",
+        strokeWidth=alt.StrokeWidth("width:Q", scale=alt.Scale(range=[1, 6]), legend=None),
+        color=alt.Color("loss:Q", scale=alt.Scale(scheme="redblue", domainMid=0), title="lost without it"),
+        tooltip=["edge", alt.Tooltip("loss", format="+.3f")])
+    dots = alt.Chart(points).mark_point(filled=True, size=90, opacity=1).encode(
+        x="x:Q", y="y:Q", color=alt.Color("kind:N", scale=alt.Scale(range=CATEGORY), title=None),
+        tooltip=["part", "kind"])
+    names = alt.Chart(points).mark_text(dy=-10, fontSize=10).encode(x="x:Q", y="y:Q", text="part:N")
+    return alt.layer(rules, dots, names).resolve_scale(color="independent").properties(
+        width=420, height=360, title=f"{result.edges_kept} of {result.edges_total} edges")
+
+
+def _faithfulness(result: "Circuit") -> alt.LayerChart | alt.FacetChart:
+    found = result.certificate
+    sets = {"looked on": found.search, "held out": found.heldout, "other templates": found.others}
+    data = pd.DataFrame([{"prompts": name, **one.faithfulness.model_dump()} for name, one in sets.items() if one])
+    order = [*data["prompts"], "random circuits"]
+    random = pd.DataFrame([{"prompts": "random circuits", "mean": value} for value in result.random])
+    x = alt.X("prompts:N", sort=order, title=None, axis=alt.Axis(labelAngle=-30))
+    points = alt.Chart(data).mark_point(filled=True, size=80, color=CATEGORY[0]).encode(
+        x=x, y=alt.Y("mean:Q", title="faithfulness"), tooltip=["prompts", alt.Tooltip("mean", format=".3f")])
+    spans = alt.Chart(data).mark_rule(color=CATEGORY[0]).encode(x=x, y="low:Q", y2="high:Q")
+    one = alt.Chart(pd.DataFrame({"whole": [1.0]})).mark_rule(strokeDash=[4, 4], color=CONTROL).encode(y="whole:Q")
+    layers = [one, spans, points]
+    if len(random):
+        layers.append(alt.Chart(random).mark_tick(color=CONTROL, thickness=2).encode(x=x, y="mean:Q"))
+    return alt.layer(*layers).properties(width=200, height=360, title="faithfulness")
+
+
+def verified_chart(result: "Verified") -> alt.TopLevelMixin:
+    """Every number of a certificate as it was and as it is."""
+    data = pd.DataFrame([one.model_dump() for one in result.numbers])
+    ends = [float(data[["certified", "measured"]].min().min()), float(data[["certified", "measured"]].max().max())]
+    line = alt.Chart(pd.DataFrame({"certified": ends, "measured": ends})).mark_line(color=CONTROL).encode(
+        x="certified:Q", y="measured:Q")
+    points = alt.Chart(data).mark_point(filled=True, color=CATEGORY[0]).encode(
+        x="certified:Q", y="measured:Q", tooltip=["name", "certified", "measured"])
+    return styled((line + points).properties(width=320, height=320))

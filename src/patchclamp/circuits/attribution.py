@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchclamp.circuits.runs import PairRuns
+from patchclamp.circuits.pairruns import PairRuns
 from patchclamp.circuits.wiring import Visit
 
 GRAPH_TOKENS = 512

@@ -1,273 +1,23 @@
-"""Pairs of prompts run as they are and in part: how far the answer goes with edges cut.
+"""Pairs of prompts of any lengths, run in part: how far the answer goes with edges cut.
 
-    m = logit(answer) - logit(distractor) at the last token
-
-Shape suffixes: B prompts, M subgraphs, R rows (a prompt under a subgraph), S sources, N destinations, T tokens from the
-first on that differ, D model width.
+Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from patchclamp.circuits.attribution import attribution
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.wiring import Visit, Wiring, prefix_of_prompts, prove
+from patchclamp.circuits.pairruns import Ablation, PairRuns, Track
+from patchclamp.circuits.wiring import Wiring
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
-
-ROW_TOKENS = 4096
-"""Rows times tokens in one pass."""
-HELD = 2**28
-"""Numbers that the sources of one pass may write: 1 GB in float32."""
-
-Track = Callable[[Iterable[Any], str, int | None], Iterator[Any]]
-
-
-@dataclass
-class _Base:
-    """One subgraph's run, to go on from."""
-
-    entered: list[Tensor]
-    """The streams before the blocks, [B, T, D] each."""
-    delta: Tensor
-    """What the sources wrote less the reference's, [B, S, T, D]."""
-    last: Tensor
-    """The last stream at the last token, [B, D]."""
-
-
-class PairRuns:
-    """Clean and corrupted prompts of one length, run once whole; then as often as asked with edges cut."""
-
-    def __init__(
-        self, model: Model, wiring: Wiring, clean: Sequence[tuple[int, ...]], corrupted: Sequence[tuple[int, ...]],
-        choices: Sequence[tuple[int, int]],
-    ) -> None:
-        """`choices`: each pair's answer and distractor as token ids."""
-        self.model, self.wiring, self.graph = model, wiring, wiring.graph
-        device = model.device
-        self.ids_BT = torch.tensor(clean, device=device)
-        other_BT = torch.tensor(corrupted, device=device)
-        self.choices_B2 = torch.tensor(choices, device=device)
-        self.start = self._first_difference(other_BT)
-        with torch.no_grad(), model.in_turn():
-            self.prefix = prefix_of_prompts(model.anatomy, self.ids_BT, self.start)
-            self.entered, self.delta_BSTD, last_BD = self._whole(self.ids_BT, proved=True)
-            self.clean_B = self.measure(last_BD)
-            self.last_BD = last_BD
-            _, self.reference_BSTD, last_BD = self._whole(other_BT)
-            self.corrupted_B = self.measure(last_BD)
-            self.delta_BSTD -= self.reference_BSTD
-
-    def _first_difference(self, other_BT: Tensor) -> int:
-        anatomy, differs_T = self.model.anatomy, (self.ids_BT != other_BT).any(0)
-        if not anatomy.family.rows_may_join or anatomy.rope_side(self.ids_BT.shape[1]):
-            return 0
-        return int(differs_T.float().argmax()) if differs_T.any() else 0
-
-    @property
-    def n_prompts(self) -> int:
-        return len(self.ids_BT)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens computed."""
-        return self.ids_BT.shape[1] - self.start
-
-    def _whole(self, ids_BT: Tensor, proved: bool = False) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Streams before the blocks, what all sources wrote, and the last stream at the last token."""
-        visit, anatomy = Visit(), self.model.anatomy
-        weight = anatomy.unembedding.weight
-        wrote_BSTD = torch.zeros(len(ids_BT), len(self.graph.sources), self.n_tokens, anatomy.d_model,
-                                 dtype=weight.dtype, device=weight.device)
-        entered = self.wiring.keep(visit, wrote_BSTD)
-        seen: dict[tuple[str, int], Tensor] = {}
-        if proved:
-            for layer in range(anatomy.n_layers):
-                self._look(visit, layer, seen)
-        x_BTD = self.wiring.pass_through(ids_BT[:, self.start :], visit, self.prefix)
-        if proved:
-            prove(self.wiring, entered, wrote_BSTD, seen)
-        return entered, wrote_BSTD, x_BTD[:, -1]
-
-    def _look(self, visit: Visit, layer: int, seen: dict[tuple[str, int], Tensor]) -> None:
-        for point in "qkv":
-            tap = self.model.anatomy.tap(point, layer)
-
-            def read(raw: Tensor, point: str = point, tap: Any = tap) -> None:
-                seen[point, layer] = tap.read(raw, self.n_tokens)
-
-            visit.after[tap.module].append(read)
-
-    def measure(self, last_RD: Tensor, rows: Tensor | None = None) -> Tensor:
-        """m of last streams [R, D], of the prompts `rows`."""
-        tokens_R2 = self.choices_B2 if rows is None else self.choices_B2[rows]
-        logits_R2 = self.model.anatomy.unembed(last_RD, tokens_R2)
-        return logits_R2[:, 0] - logits_R2[:, 1]
-
-    # One edge at a time
-
-    @torch.no_grad()
-    def each_edge(self, track: Track | None = None) -> Tensor:
-        """m with each edge of the graph cut alone, [N, S, B]; NaN where there is no edge. Exact: everything behind the
-        edge's destination is computed anew."""
-        graph = self.graph
-        out_NSB = self.clean_B.new_full((len(graph.destinations), len(graph.sources), self.n_prompts), torch.nan)
-        layers: Iterable[int] = range(graph.n_layers)
-        with self.model.in_turn():
-            for layer in track(layers, "cutting edges", graph.n_layers) if track else layers:
-                self._edges_into(layer, out_NSB)
-            last_BSD = self.last_BD[:, None] - self.delta_BSTD[:, :, -1]
-            for source in range(len(graph.sources)):
-                out_NSB[-1, source] = self.measure(last_BSD[:, source])
-        return out_NSB
-
-    def _edges_into(self, layer: int, out_NSB: Tensor) -> None:
-        places = range(len(self.graph.destinations))[self.graph.at(layer)]
-        edges = [(d, s) for d in places for s in range(self.graph.destinations[d].reach)]
-        at_once = max(1, ROW_TOKENS // (self.n_tokens * self.n_prompts))
-        for i in range(0, len(edges), at_once):
-            some = edges[i : i + at_once]
-            m_EB = self._cut_alone(layer, some)
-            numbers = torch.tensor(some)
-            out_NSB[numbers[:, 0], numbers[:, 1]] = m_EB
-
-    def _cut_alone(self, layer: int, edges: Sequence[tuple[int, int]]) -> Tensor:
-        """m with each of some edges into one block cut, [edges, B]."""
-        n = self.n_prompts
-        sources_E = torch.tensor([s for _, s in edges])
-        rows_R = torch.arange(n).repeat(len(edges))
-        of_unit: dict[tuple[str, int], list[int]] = {}
-        for i, (d, _) in enumerate(edges):
-            destination = self.graph.destinations[d]
-            of_unit.setdefault((destination.point, destination.unit), []).append(i)
-
-        def less(x_RTD: Tensor, mine: list[int]) -> tuple[slice, Tensor]:
-            """The rows of some edges, which lie side by side, and their streams without what the edges carry."""
-            here = slice(mine[0] * n, (mine[-1] + 1) * n)
-            carried = self.delta_BSTD[:, sources_E[mine]].transpose(0, 1).flatten(0, 1)
-            return here, x_RTD[here] - carried
-
-        def values(point: str, x_RTD: Tensor) -> list[tuple[Any, Tensor]]:
-            found = []
-            for (kind, unit), mine in of_unit.items():
-                if kind == point:
-                    here, stream = less(x_RTD, mine)
-                    found.append(((here, slice(None), unit), self.wiring.reads[layer][point](stream, unit)))
-            return found
-
-        def mlp(x_RTD: Tensor) -> Tensor:
-            here, stream = less(x_RTD, of_unit["mlp", 0])
-            return torch.cat([x_RTD[: here.start], stream, x_RTD[here.stop :]])
-
-        visit = Visit()
-        self.wiring.put(visit, layer, values)
-        if ("mlp", 0) in of_unit:
-            self.wiring.put_mlp(visit, layer, mlp)
-        return self._from_block(layer, visit, rows_R, self.entered[layer][rows_R]).view(len(edges), n)
-
-    def _from_block(self, layer: int, visit: Visit, rows_R: Tensor, x_RTD: Tensor) -> Tensor:
-        ids_RT = self.ids_BT[rows_R, self.start :]
-        x_RTD = self.wiring.pass_through(ids_RT, visit, self.prefix, rows_R.tolist(), layer, x_RTD)
-        return self.measure(x_RTD[:, -1], rows_R)
-
-    # Subgraphs
-
-    @torch.no_grad()
-    def subgraphs(self, kept_MNS: Tensor) -> Tensor:
-        """m of subgraphs, [M, B]: every edge of the graph that is not kept is cut."""
-        cut_MNS = (~kept_MNS & self.graph.edges).to(self.delta_BSTD)
-        with self.model.in_turn():
-            return torch.cat([self._subgraphs(some_MNS) for some_MNS in cut_MNS.split(self._at_once())])
-
-    @torch.no_grad()
-    def without(self, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
-        """m of a subgraph without each of some of its edges (destination, source) alone, [edges, B]. What is before the
-        edge's destination is computed once."""
-        graph, at_once = self.graph, self._at_once()
-        cut_NS = (~kept_NS & graph.edges).to(self.delta_BSTD)
-        out_EB = self.clean_B.new_empty(len(edges), self.n_prompts)
-        by_layer: dict[int, list[int]] = {}
-        for i, (d, _) in enumerate(edges):
-            by_layer.setdefault(graph.destinations[d].layer, []).append(i)
-        with self.model.in_turn():
-            base = _Base([], -self.reference_BSTD, self.last_BD)
-            self._subgraphs(cut_NS[None], base=base)
-            for layer, mine in by_layer.items():
-                for i in range(0, len(mine), at_once):
-                    some = mine[i : i + at_once]
-                    cut_MNS = cut_NS.repeat(len(some), 1, 1)
-                    for row, number in enumerate(some):
-                        cut_MNS[row, edges[number][0], edges[number][1]] = 1
-                    out_EB[some] = self._subgraphs(cut_MNS, layer, base)
-        return out_EB
-
-    def _at_once(self) -> int:
-        each = len(self.graph.sources) * self.n_tokens * self.model.d_model * self.n_prompts
-        return max(1, min(HELD // each, ROW_TOKENS // (self.n_tokens * self.n_prompts)))
-
-    def _subgraphs(self, cut_MNS: Tensor, first: int = 0, base: _Base | None = None) -> Tensor:
-        """m of subgraphs, [M, B]. An empty base is filled; with a full one they are computed from block `first` on."""
-        n, graph = self.n_prompts, self.graph
-        rows_R = torch.arange(n).repeat(len(cut_MNS))
-        if first == graph.n_layers and base is not None:
-            last_RD, delta_RSTD = base.last[rows_R], base.delta[rows_R, :, -1:]
-        else:
-            delta_RSTD = -self.reference_BSTD[rows_R] if base is None or base.entered else base.delta
-            x_RTD, filling, visit = None, base is not None and not base.entered, Visit()
-            if base is not None and not filling:
-                x_RTD = base.entered[first][rows_R]
-                known = graph.before(first) if first else 0  # the embeddings enter with block 0
-                delta_RSTD[:, :known] = base.delta[rows_R, :known]
-            entered = self.wiring.keep(visit, delta_RSTD, first)
-            for layer in range(first, graph.n_layers):
-                self._rewire(visit, layer, cut_MNS, delta_RSTD)
-            last_RD = self.wiring.pass_through(self.ids_BT[rows_R, self.start :], visit, self.prefix, rows_R.tolist(),
-                                               first, x_RTD)[:, -1]
-            if base is not None and filling:
-                base.entered, base.last = entered, last_RD
-        off_RD = self._carried(cut_MNS[:, -1:], delta_RSTD[:, :, -1:])[:, 0, 0]
-        return self.measure(last_RD - off_RD, rows_R).view(len(cut_MNS), n)
-
-    def _carried(self, cut_MNS: Tensor, delta_RSTD: Tensor) -> Tensor:
-        """What cut edges into some destinations carry, [R, N, T, D]."""
-        n_rows, n_sources, n_tokens, width = delta_RSTD.shape
-        n = n_rows // len(cut_MNS)
-        flat = delta_RSTD.reshape(n_rows, n_sources, n_tokens * width)
-        cut_RNS = cut_MNS.repeat_interleave(n, 0)
-        return torch.bmm(cut_RNS, flat).view(n_rows, -1, n_tokens, width)
-
-    def _rewire(self, visit: Visit, layer: int, cut_MNS: Tensor, delta_RSTD: Tensor) -> None:
-        """Have a pass give each destination of a block its own stream."""
-        graph = self.graph
-        here = graph.at(layer)
-        places = graph.destinations[here]
-        reach = graph.before(layer)
-        held: dict[str, Tensor] = {}
-
-        def values(point: str, x_RTD: Tensor) -> list[tuple[Any, Tensor]]:
-            if "off" not in held:
-                held["off"] = self._carried(cut_MNS[:, here, :reach][:, :-1], delta_RSTD[:, :reach])
-            return [((slice(None), slice(None), d.unit), self.wiring.reads[layer][point](x_RTD - off, d.unit))
-                    for d, off in zip(places[:-1], held["off"].unbind(1), strict=True) if d.point == point]
-
-        def mlp(x_RTD: Tensor) -> Tensor:
-            reach = places[-1].reach
-            cut_M1S = cut_MNS[:, here.stop - 1 : here.stop, :reach]
-            return x_RTD - self._carried(cut_M1S, delta_RSTD[:, :reach])[:, 0]
-
-        self.wiring.put(visit, layer, values)
-        self.wiring.put_mlp(visit, layer, mlp)
-
-
-def graph_of(model: Model) -> Graph:
-    """The graph of a model's true key/value heads."""
-    return Graph.of(model.anatomy)
 
 
 class Runs:
@@ -275,7 +25,7 @@ class Runs:
 
     def __init__(
         self, model: Model, graph: Graph, clean: Sequence[tuple[int, ...]], corrupted: Sequence[tuple[int, ...]],
-        choices: Sequence[tuple[int, int]],
+        choices: Sequence[tuple[int, int]], ablation: Ablation = "resample",
     ) -> None:
         """`choices`: each pair's answer and distractor as token ids. UnsupportedModel if the model's destinations do
         not read what its table says."""
@@ -284,7 +34,7 @@ class Runs:
         lengths = sorted({len(ids) for ids in clean})
         self.order = [[i for i, ids in enumerate(clean) if len(ids) == n] for n in lengths]
         self.groups = [PairRuns(model, wiring, [clean[i] for i in mine], [corrupted[i] for i in mine],
-                                [choices[i] for i in mine]) for mine in self.order]
+                                [choices[i] for i in mine], ablation) for mine in self.order]
         self.clean_B = self._in_order([group.clean_B for group in self.groups])
         self.corrupted_B = self._in_order([group.corrupted_B for group in self.groups])
 
@@ -292,6 +42,10 @@ class Runs:
         """Numbers of the groups' prompts [..., B], in the order of the pairs."""
         joined = torch.cat(list(parts), -1)
         return joined[..., torch.argsort(torch.tensor([i for mine in self.order for i in mine]))]
+
+    def attribution(self, steps: int = 0) -> Tensor:
+        """Every edge's attribution for each prompt, [N, S, B]."""
+        return self._in_order([attribution(group, steps) for group in self.groups])
 
     def each_edge(self, track: Track | None = None) -> Tensor:
         """m with each edge alone cut, [N, S, B]; NaN where there is none."""
@@ -305,10 +59,14 @@ class Runs:
         """m of a subgraph without each of some of its edges alone, [edges, B]."""
         return self._in_order([group.without(kept_NS, edges) for group in self.groups])
 
+    def each_faithfulness(self, m_MB: Tensor) -> Tensor:
+        """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F
+        is the mean of it."""
+        return (m_MB - self.corrupted_B) / (self.clean_B - self.corrupted_B).mean()
+
     def faithfulness_of(self, m_MB: Tensor) -> list[float]:
         """F of each line: 1 for the whole model's mean m, 0 for the corrupted one."""
-        floor, top = self.corrupted_B.mean(), self.clean_B.mean()
-        return ((m_MB.mean(-1) - floor) / (top - floor)).tolist()
+        return self.each_faithfulness(m_MB).mean(-1).tolist()
 
     def faithfulness(self, kept_MNS: Tensor) -> list[float]:
         """F of subgraphs."""

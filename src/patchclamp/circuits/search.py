@@ -11,25 +11,28 @@ Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.pairruns import Track
 from patchclamp.circuits.runs import Runs
-from patchclamp.errors import SpecError
 
 SIZES = 8
 """Subgraphs tried at once."""
+GROWTH = 1.5
+"""How much larger than the last each subgraph is that is tried first."""
 
 
 def greedy(graph: Graph, scores_NS: Tensor, n_edges: int) -> Tensor:
     """A connected subgraph of at most so many edges, [N, S]: from the logits back, always the edge of the largest score
     into what is in it; counted after what hangs loose is taken away."""
-    import heapq
-
     size_NS = scores_NS.abs()
     kept = torch.zeros_like(graph.edges)
     heap: list[tuple[float, int, int]] = []
@@ -65,27 +68,26 @@ class Pruned(NamedTuple):
     """m without each remaining edge (destination, source), [B]."""
 
 
-def shortlist(runs: Runs, scores_NS: Tensor, bound: float, most: int | None = None) -> Tensor:
-    """The shortest greedy subgraph found that keeps the bound, by halving between sizes. SpecError if none of at most
-    `most` edges does."""
-    graph = runs.graph
-    low, high = 0, min(most or graph.n_edges, graph.n_edges)
-    best = greedy(graph, scores_NS, high)
-    reached = runs.faithfulness(best[None])[0]
-    if not holds(reached, bound):
-        raise SpecError(f"the {int(best.sum())} edges of the largest scores reach a faithfulness of {reached:.2f} and "
-                        f"not the bound of {bound:g}: allow more edges or lower the bound")
-    while high - low > max(2, high // 20):
-        sizes = sorted({low + (high - low) * i // (SIZES + 1) for i in range(1, SIZES + 1)} - {low, high})
-        tried = [greedy(graph, scores_NS, size) for size in sizes]
-        fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
-        if any(fine):
-            first = fine.index(True)
-            high, best = sizes[first], tried[first]
-            low = sizes[first - 1] if first else low
-        else:
-            low = sizes[-1]
-    return best
+def shortlist(runs: Runs, scores_NS: Tensor, bound: float) -> Tensor:
+    """The shortest greedy subgraph found that keeps the bound: of sizes that grow by half each time, and then of some
+    between the last two. The whole graph keeps every bound."""
+    n, least = runs.graph.n_edges, 8
+    sizes = [min(n, round(least * GROWTH**i)) for i in range(1 + math.ceil(math.log(n / least, GROWTH)))]
+    first = _first_that_holds(runs, scores_NS, sizes, bound)
+    before = sizes[sizes.index(first) - 1] if first > least else 1
+    between = sorted({before + (first - before) * i // SIZES for i in range(1, SIZES)} - {before, first})
+    return greedy(runs.graph, scores_NS, _first_that_holds(runs, scores_NS, [*between, first], bound))
+
+
+def _first_that_holds(runs: Runs, scores_NS: Tensor, sizes: Sequence[int], bound: float) -> int:
+    """The first size whose greedy subgraph keeps the bound; the last if none before does."""
+    for i in range(0, len(sizes), SIZES):
+        some = sizes[i : i + SIZES]
+        tried = torch.stack([greedy(runs.graph, scores_NS, size) for size in some])
+        for size, faithfulness in zip(some, runs.faithfulness(tried), strict=True):
+            if holds(faithfulness, bound):
+                return size
+    return sizes[-1]
 
 
 def holds(faithfulness: float, bound: float) -> bool:
@@ -93,22 +95,22 @@ def holds(faithfulness: float, bound: float) -> bool:
     return bound <= faithfulness <= 2 - bound
 
 
-def prune(runs: Runs, kept_NS: Tensor, bound: float, say: Callable[[str], None] | None = None) -> Pruned:
+def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Pruned:
     """Take edges out until none can go alone without F leaving the bound. Each round measures every edge's removal
     exactly, then takes out as many of the least important ones as the bound allows."""
     graph = runs.graph
-    while True:
+    rounds = itertools.count()
+    for _ in track(rounds, "pruning edges", None) if track else rounds:
         edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
         now = runs.faithfulness(kept_NS[None])[0]
         m_EB = runs.without(kept_NS, edges)
         alone = runs.faithfulness_of(m_EB)
         can_go = [i for i, f in enumerate(alone) if holds(f, bound)]
-        if say:
-            say(f"{len(edges)} edges, faithfulness {now:.3f}, {len(can_go)} could go alone")
         if not can_go:
             return Pruned(kept_NS, now, dict(zip(edges, m_EB, strict=True)))
         order = sorted(can_go, key=lambda i: abs(alone[i] - now))
         kept_NS = _as_many(runs, graph, kept_NS, [edges[i] for i in order], bound)
+    raise AssertionError("the rounds do not end")
 
 
 def _as_many(runs: Runs, graph: Graph, kept_NS: Tensor, order: Sequence[tuple[int, int]], bound: float) -> Tensor:

@@ -82,6 +82,8 @@ BUILT_IN = (
     "patchclamp.relations.table",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
+    "patchclamp.circuits.find",
+    "patchclamp.circuits.verify",
 )
 
 
