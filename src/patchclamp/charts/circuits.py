@@ -8,9 +8,13 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, DIVERGING, heatmap_size, styled, visible
 
 if TYPE_CHECKING:
+    from patchclamp.circuits.evaluate import CircuitCurve
     from patchclamp.circuits.find import Circuit
+    from patchclamp.circuits.flow import Flow
+    from patchclamp.circuits.heads import Heads
     from patchclamp.circuits.knockout import Knockout
     from patchclamp.circuits.patch import Patching
+    from patchclamp.circuits.score import EdgeScores
     from patchclamp.circuits.verify import Verified
 
 
@@ -129,3 +133,65 @@ def verified_chart(result: "Verified") -> alt.TopLevelMixin:
     points = alt.Chart(data).mark_point(filled=True, color=CATEGORY[0]).encode(
         x="certified:Q", y="measured:Q", tooltip=["name", "certified", "measured"])
     return styled((line + points).properties(width=320, height=320))
+
+
+def scores_chart(result: "EdgeScores") -> alt.TopLevelMixin:
+    """Scores beside exact ones."""
+    data = pd.DataFrame([one.model_dump() for one in result.edges if one.exact is not None])
+    ends = [float(data[["score", "exact"]].min().min()), float(data[["score", "exact"]].max().max())]
+    line = alt.Chart(pd.DataFrame({"score": ends, "exact": ends})).mark_line(color=CONTROL, strokeDash=[4, 4]).encode(
+        x="score:Q", y="exact:Q")
+    points = alt.Chart(data).mark_point(filled=True, size=50).encode(
+        x=alt.X("score:Q", title=f"score by {result.method}"), y=alt.Y("exact:Q", title="change when cut exactly"),
+        color=alt.Color("chosen:N", scale=alt.Scale(range=CATEGORY), title="edge"),
+        tooltip=["edge", alt.Tooltip("score", format="+.4f"), alt.Tooltip("exact", format="+.4f")])
+    return styled((line + points).properties(width=340, height=340))
+
+
+def curve_chart(result: "CircuitCurve") -> alt.TopLevelMixin:
+    """Faithfulness by size, beside random circuits and the whole model."""
+    own = pd.DataFrame([{"share": p.fraction, "faithfulness": p.faithfulness, "edges": p.edges} for p in result.curve])
+    x = alt.X("share:Q", scale=alt.Scale(type="log"), title="share of edges")
+    whole = alt.Chart(pd.DataFrame({"faithfulness": [1.0]})).mark_rule(strokeDash=[4, 4], color=CONTROL).encode(
+        y="faithfulness:Q")
+    line = alt.Chart(own).mark_line(point=True, color=CATEGORY[0]).encode(
+        x=x, y="faithfulness:Q", tooltip=["edges", alt.Tooltip("faithfulness", format=".3f")])
+    layers = [whole, line]
+    if result.random:
+        random = pd.DataFrame([{"share": p.fraction, **p.faithfulness.model_dump()} for p in result.random])
+        layers.insert(0, alt.Chart(random).mark_area(opacity=0.3, color=CONTROL).encode(x=x, y="low:Q", y2="high:Q"))
+    return styled(alt.layer(*layers).properties(
+        width=420, height=300, title=f"CPR {result.cpr:.2f}, CMD {result.cmd:.3f}; grey: random circuits"))
+
+
+def heads_chart(result: "Heads") -> alt.TopLevelMixin:
+    """Each head's effect, and the words that the last token looks at through it."""
+    order = [one.head for one in result.heads]
+    data = pd.DataFrame([{"head": one.head, "label": one.label or "no label", "why": one.why,
+                          **one.effect.model_dump()} for one in result.heads])
+    bars = alt.Chart(data).mark_bar().encode(
+        y=alt.Y("head:N", sort=order, title=None), x=alt.X("mean:Q", title="change of the logit difference without it"),
+        color=alt.Color("label:N", title=None), tooltip=["head", "label", "why", alt.Tooltip("mean", format="+.3f")])
+    looks = pd.DataFrame([{"head": one.head, "role": role, "share": share}
+                          for one in result.heads for role, share in one.attention.items()])
+    map_ = alt.Chart(looks).mark_rect().encode(
+        y=alt.Y("head:N", sort=order, title=None, axis=None), x=alt.X("role:N", title="last token looks at"),
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues"), title="attention"),
+        tooltip=["head", "role", alt.Tooltip("share", format=".2f")])
+    height = heatmap_size(len(order), cell=16)
+    return styled(alt.hconcat(bars.properties(width=320, height=height), map_.properties(width=140, height=height))
+                  .resolve_scale(color="independent"))
+
+
+def flow_chart(result: "Flow") -> alt.TopLevelMixin:
+    """What is lost of the answer's probability by block, a line a role."""
+    data = pd.DataFrame([{"role": one.role, "block": p.layer, **p.effect.model_dump()}
+                         for one in result.roles for p in one.points])
+    order = [one.role for one in result.roles]
+    color = alt.Color("role:N", sort=order, scale=alt.Scale(range=CATEGORY), title="blocked")
+    band = alt.Chart(data).mark_area(opacity=0.15).encode(x="block:Q", y="low:Q", y2="high:Q", color=color)
+    line = alt.Chart(data).mark_line().encode(
+        x=alt.X("block:Q", title=f"middle of {result.window} blocks"),
+        y=alt.Y("mean:Q", title="change of the answer's probability", axis=alt.Axis(format="%")), color=color,
+        tooltip=["role", "block", alt.Tooltip("mean", format=".1%")])
+    return styled((band + line).properties(width=460, height=300, title=f"attention from {result.to} blocked"))

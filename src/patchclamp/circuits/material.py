@@ -68,6 +68,8 @@ class ReadyPair:
     clean: tuple[int, ...]
     corrupted: tuple[int, ...]
     choice: tuple[int, int]
+    roles: dict[str, tuple[int, ...]]
+    """The tokens of the words that play a part; of a file's pair those in which its prompts differ."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,10 @@ def make_ready(model: Model, pair: CircuitPair) -> ReadyPair:
     if answer == distractor:
         raise PromptError(f"{pair.answer!r} and {pair.distractor!r} begin with the same token {model.say(answer)!r}, "
                           "whose logit says nothing about which of them it is")
-    return ReadyPair(pair, clean.ids, corrupted.ids, (answer, distractor))
+    roles = {name: tuple(range(clean.token_ending(pair.clean, first + 1), clean.token_ending(pair.clean, behind) + 1))
+             for name, (first, behind) in pair.roles.items()}
+    differs = tuple(i for i, (a, b) in enumerate(zip(clean.ids, corrupted.ids, strict=True)) if a != b)
+    return ReadyPair(pair, clean.ids, corrupted.ids, (answer, distractor), roles or {"what differs": differs})
 
 
 def _first_token(model: Model, text: str) -> int:

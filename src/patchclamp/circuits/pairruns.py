@@ -118,35 +118,36 @@ class PairRuns:
 
     # One edge at a time
 
-    @torch.no_grad()
     def each_edge(self, track: Track | None = None) -> Tensor:
-        """m with each edge of the graph cut alone, [N, S, B]; NaN where there is no edge. Exact: everything behind the
-        edge's destination is computed anew."""
-        graph = self.graph
-        out_NSB = self.clean_B.new_full((len(graph.destinations), len(graph.sources), self.n_prompts), torch.nan)
-        layers: Iterable[int] = range(graph.n_layers)
-        with self.model.in_turn():
-            for layer in track(layers, "cutting edges", graph.n_layers) if track else layers:
-                self._edges_into(layer, out_NSB)
-            last_BSD = self.last_BD[:, None] - self.delta_BSTD[:, :, -1]
-            for source in range(len(graph.sources)):
-                out_NSB[-1, source] = self.measure(last_BSD[:, source])
+        """m with each edge of the graph cut alone, [N, S, B]; NaN where there is no edge."""
+        edges = self.graph.edges
+        out_NSB = self.clean_B.new_full((*edges.shape, self.n_prompts), torch.nan)
+        out_NSB[edges] = self.some_edges([(int(d), int(s)) for d, s in edges.nonzero()], track)
         return out_NSB
 
-    def _edges_into(self, layer: int, out_NSB: Tensor) -> None:
-        places = range(len(self.graph.destinations))[self.graph.at(layer)]
-        edges = [(d, s) for d in places for s in range(self.graph.destinations[d].reach)]
+    @torch.no_grad()
+    def some_edges(self, edges: Sequence[tuple[int, int]], track: Track | None = None) -> Tensor:
+        """m with each of some edges (destination, source) cut alone, [edges, B]. Exact: everything behind the edge's
+        destination is computed anew."""
+        out_EB = self.clean_B.new_empty(len(edges), self.n_prompts)
+        by_layer: dict[int, list[int]] = {}
+        for i, (d, _) in enumerate(edges):
+            by_layer.setdefault(self.graph.destinations[d].layer, []).append(i)
         at_once = max(1, ROW_TOKENS // (self.n_tokens * self.n_prompts))
-        for i in range(0, len(edges), at_once):
-            some = edges[i : i + at_once]
-            m_EB = self._cut_alone(layer, some)
-            numbers = torch.tensor(some)
-            out_NSB[numbers[:, 0], numbers[:, 1]] = m_EB
+        parts = [(layer, mine[i : i + at_once]) for layer, of_layer in by_layer.items()
+                 for mine in (sorted(of_layer, key=lambda i: edges[i]),) for i in range(0, len(mine), at_once)]
+        with self.model.in_turn():
+            for layer, some in track(parts, "cutting edges", len(parts)) if track else parts:
+                out_EB[some] = self._cut_alone(layer, [edges[i] for i in some])
+        return out_EB
 
     def _cut_alone(self, layer: int, edges: Sequence[tuple[int, int]]) -> Tensor:
         """m with each of some edges into one block cut, [edges, B]."""
         n = self.n_prompts
         sources_E = torch.tensor([s for _, s in edges])
+        if layer == self.graph.n_layers:
+            last_BED = self.last_BD[:, None] - self.delta_BSTD[:, sources_E, -1]
+            return torch.stack([self.measure(last_BD) for last_BD in last_BED.unbind(1)])
         rows_R = torch.arange(n).repeat(len(edges))
         of_unit: dict[tuple[str, int], list[int]] = {}
         for i, (d, _) in enumerate(edges):

@@ -51,6 +51,10 @@ class Runs:
         """m with each edge alone cut, [N, S, B]; NaN where there is none."""
         return self._in_order([group.each_edge(track) for group in self.groups])
 
+    def some_edges(self, edges: Sequence[tuple[int, int]], track: Track | None = None) -> Tensor:
+        """m with each of some edges alone cut, [edges, B]."""
+        return self._in_order([group.some_edges(edges, track) for group in self.groups])
+
     def subgraphs(self, kept_MNS: Tensor) -> Tensor:
         """m of subgraphs, [M, B]."""
         return self._in_order([group.subgraphs(kept_MNS) for group in self.groups])
