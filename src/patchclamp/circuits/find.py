@@ -22,7 +22,7 @@ from patchclamp.circuits.material import TaskSpec, material, require_solved, run
 from patchclamp.circuits.pairruns import Ablation
 from patchclamp.circuits.search import prune, shortlist
 from patchclamp.errors import SpecError
-from patchclamp.evidence.method import Outcome, Progress, Result, method
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
 from patchclamp.tasks.files import DataFile
@@ -49,9 +49,18 @@ class FindSpec(TaskSpec):
     """A folder for the certificate."""
 
 
+class Shape(Part):
+    """Of one block's attention."""
+
+    heads: int
+    keys: int
+    """Key/value heads."""
+
+
 class Circuit(Result):
     """The circuit that was found."""
 
+    shape: Shape
     edges_total: int
     edges_shortlist: int
     """Before exact pruning."""
@@ -115,7 +124,8 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
         random, verdict = _beside_random(model, graph, spec, certificate)
     path = certificate.save(Path(spec.out) / "circuit.json") if spec.out else None
     result = Circuit(
-        edges_total=graph.n_edges, edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
+        shape=Shape(heads=graph.n_heads, keys=graph.n_keys), edges_total=graph.n_edges,
+        edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
         faithfulness=certificate.search.faithfulness.mean, faithfulness_heldout=certificate.heldout.faithfulness.mean,
         faithfulness_others=certificate.others.faithfulness.mean if certificate.others else None,
         completeness=certificate.completeness, minimal=certificate.minimal, solved=solved, skipped=found.skipped,
