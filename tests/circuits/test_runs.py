@@ -63,6 +63,15 @@ def test_prompts_of_several_lengths_come_back_in_their_order():
     assert same(runs.clean_B, [difference(model, p, c) for p, c in zip(clean, CHOICES, strict=True)], 1e-6)
 
 
+def test_too_many_prompts_for_one_pass_are_run_in_parts(monkeypatch):
+    usual = tiny_runs("llama", lengths=(7, 7, 7))
+    monkeypatch.setattr("patchclamp.circuits.runs.HELD", 1)
+    parted = tiny_runs("llama", lengths=(7, 7, 7))
+    assert (len(usual.groups), len(parted.groups)) == (1, 3)
+    kept = usual.graph.edges & (torch.rand(usual.graph.edges.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+    assert same(parted.subgraphs(kept[None]), usual.subgraphs(kept[None]))
+
+
 def test_the_model_is_left_as_it_was():
     model = tiny_model("llama", double=True)
     before = difference(model, pairs()[0][0], (5, 6))

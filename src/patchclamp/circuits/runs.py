@@ -13,11 +13,16 @@ from torch import Tensor
 
 from patchclamp.circuits.attribution import attribution
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.pairruns import Ablation, PairRuns, Track
+from patchclamp.circuits.pairruns import HELD, Ablation, PairRuns, Track
 from patchclamp.circuits.wiring import Wiring
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
+
+
+def _most(model: Model, graph: Graph, n_tokens: int) -> int:
+    """How many prompts of a length run together at most, so that what all sources write fits into memory."""
+    return max(1, HELD // (len(graph.sources) * n_tokens * model.d_model))
 
 
 class Runs:
@@ -31,8 +36,10 @@ class Runs:
         not read what its table says."""
         wiring = Wiring(model.anatomy, graph)
         self.graph = graph
-        lengths = sorted({len(ids) for ids in clean})
-        self.order = [[i for i, ids in enumerate(clean) if len(ids) == n] for n in lengths]
+        alike = [[i for i, ids in enumerate(clean) if len(ids) == n] for n in sorted({len(ids) for ids in clean})]
+        most = [_most(model, graph, len(clean[mine[0]])) if ablation in ("resample", "zero") else len(mine)
+                for mine in alike]  # a mean is over all of them
+        self.order = [mine[i : i + n] for mine, n in zip(alike, most, strict=True) for i in range(0, len(mine), n)]
         self.groups = [PairRuns(model, wiring, [clean[i] for i in mine], [corrupted[i] for i in mine],
                                 [choices[i] for i in mine], ablation) for mine in self.order]
         self.clean_B = self._in_order([group.clean_B for group in self.groups])
