@@ -7,6 +7,7 @@ from tiny import CONFIGS, SPREAD, tiny_model
 
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.runs import Runs
+from patchclamp.errors import UnsupportedModel
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -61,6 +62,37 @@ def test_prompts_of_several_lengths_come_back_in_their_order():
     clean, corrupted = pairs((6, 8, 6))
     runs = Runs(model, Graph.of(model.anatomy), clean, corrupted, CHOICES)
     assert same(runs.clean_B, [difference(model, p, c) for p, c in zip(clean, CHOICES, strict=True)], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "cohere", "gptj"])
+def test_copies_of_keys_and_values_change_nothing_and_cut_together_are_the_key_or_value(name):
+    grouped, copied = tiny_runs(name), tiny_runs(name, grouped=False)
+    assert same(copied.clean_B, grouped.clean_B) and same(copied.corrupted_B, grouped.corrupted_B)
+    graph, wide = grouped.graph, copied.graph
+    share = graph.n_heads // graph.n_kv_heads
+    for source in ("embed", "head.0.1", "mlp.0"):
+        kept, kept_wide = graph.edges.clone(), wide.edges.clone()
+        for point in "kv":
+            kept[graph.find(f"{source}->{point}.2.1")] = False
+            for head in range(share, 2 * share):
+                kept_wide[wide.find(f"{source}->{point}.2.{head}")] = False
+        assert same(copied.subgraphs(kept_wide[None]), grouped.subgraphs(kept[None]))
+
+
+def test_edges_of_copies_are_exact_and_attributed_one_by_one():
+    runs = tiny_runs("llama", grouped=False)
+    edge = runs.graph.find("mlp.0->k.2.3")
+    kept = runs.graph.edges.clone()
+    kept[edge] = False
+    assert same(runs.each_edge()[edge], runs.subgraphs(kept[None])[0])
+    grouped = tiny_runs("llama")
+    both = sum(runs.attribution()[runs.graph.find(f"mlp.0->k.2.{head}")] for head in (2, 3))
+    assert same(both, grouped.attribution()[grouped.graph.find("mlp.0->k.2.1")], 1e-6)
+
+
+def test_copies_need_keys_and_values_of_their_own_module():
+    with pytest.raises(UnsupportedModel, match="leave the graph grouped"):
+        tiny_runs("phi3", grouped=False)
 
 
 def test_too_many_prompts_for_one_pass_are_run_in_parts(monkeypatch):

@@ -103,11 +103,10 @@ class _Trace:
         """∂m/∂x of the stream that one destination reads, [R, T, D]."""
         if point == "mlp":
             return self.gradients["mlp", layer]
-        anatomy = self.runs.model.anatomy
-        tap = anatomy.tap(point, layer)
+        tap = self.runs.wiring.tap(point, layer)
         raw = self.gradients[tap.module]
         with torch.enable_grad():
             x_RTD = self.entered[layer].requires_grad_()
-            value_RTE = self.runs.wiring.reads[layer][point](x_RTD, unit)
+            value_RTE = self.runs.wiring.read(point, layer, x_RTD, unit)
             by_value_RTE = tap.gradient(raw, self.runs.n_tokens)[:, :, unit]
             return torch.autograd.grad(value_RTE, x_RTD, by_value_RTE)[0]

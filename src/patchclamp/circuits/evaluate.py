@@ -20,8 +20,7 @@ from torch import Tensor
 
 from patchclamp.circuits.controls import random_circuits
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.material import TaskSpec, material, require_solved, runs_of
-from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.score import Scoring, scored
 from patchclamp.circuits.search import greedy
@@ -40,15 +39,13 @@ DRAWN = 1000
 """Edges of the largest circuit that random ones are drawn for."""
 
 
-class EvaluateCircuitsSpec(TaskSpec):
+class EvaluateCircuitsSpec(GraphSpec):
     """Which ranking, at which sizes."""
 
     method: Scoring = "eap-ig"
     """How edges are ranked."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
-    ablation: Ablation = "resample"
-    """What a cut edge carries."""
     fractions: Annotated[tuple[float, ...], CommaList()] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Sizes, as shares of all edges."""
     controls: int = Field(8, ge=2)
@@ -122,7 +119,7 @@ def evaluate_circuits(model: Model, spec: EvaluateCircuitsSpec, progress: Progre
 
     The verdict asks whether the circuits stay nearer to the model than those of random rankings do.
     """
-    graph, found = Graph.of(model.anatomy), material(model, spec)
+    graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     looked, heldout = (runs_of(model, graph, pairs, spec.ablation) for pairs in (found.search, found.heldout))
     solved = require_solved(looked, spec.anyway, spec.task or "the file")
     each_NSB = scored(looked, spec.method, spec.steps, progress)

@@ -18,8 +18,7 @@ from pydantic import Field
 from patchclamp.circuits.certificate import Certificate, certify
 from patchclamp.circuits.controls import random_circuits
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.material import TaskSpec, material, require_solved, runs_of
-from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
 from patchclamp.circuits.search import prune, shortlist
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -32,15 +31,13 @@ if TYPE_CHECKING:
     import pandas
 
 
-class FindSpec(TaskSpec):
+class FindSpec(GraphSpec):
     """How small and how faithful."""
 
     bound: float = Field(0.9, gt=0, lt=1)
     """Faithfulness of the circuit on the prompts looked on, and no further above 1."""
     max_edges: float = Field(0.02, gt=0, le=1)
     """Most edges of the circuit, as a share of all; a circuit that needs more does not support the claim."""
-    ablation: Ablation = "resample"
-    """What edges outside the circuit carry: what they carry on the corrupted prompt; the mean of that; nothing."""
     steps: int = Field(5, ge=0)
     """Of integrated gradients for the ranking; 0 for the gradient at the clean prompt alone."""
     controls: int = Field(20, ge=0)
@@ -109,7 +106,7 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     The verdict asks whether the circuit, on prompts it was not looked for on, is more faithful than random connected
     circuits with as many edges into each block.
     """
-    graph, found = Graph.of(model.anatomy), material(model, spec)
+    graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     what = spec.task or Path(spec.pairs or "").name
     runs = runs_of(model, graph, found.search, spec.ablation)
     solved = require_solved(runs, spec.anyway, what)

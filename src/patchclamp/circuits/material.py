@@ -51,6 +51,16 @@ class TaskSpec(Spec):
         return self
 
 
+class GraphSpec(TaskSpec):
+    """Which edges, and what they carry once cut."""
+
+    ablation: Ablation = "resample"
+    """What a cut edge carries: what it carries on the corrupted prompt; the mean of that; nothing."""
+    grouped: bool = True
+    """Keys and values are the model's own, one for each key/value head; otherwise each query head has its own copies,
+    as in much of the literature."""
+
+
 class PromptPair(Part):
     """One pair of prompts."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from patchclamp.circuits.wiring import Visit, Wiring, prefix_of_prompts, prove
+from patchclamp.circuits.wiring import Visit, Wiring, prove
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
@@ -59,7 +59,7 @@ class PairRuns:
         self.choices_B2 = torch.tensor(choices, device=device)
         self.start = self._first_difference(other_BT) if ablation == "resample" else 0
         with torch.no_grad(), model.in_turn():
-            self.prefix = prefix_of_prompts(model.anatomy, self.ids_BT, self.start)
+            self.prefix = wiring.prefix(self.ids_BT, self.start)
             self.entered, self.delta_BSTD, last_BD = self._whole(self.ids_BT, proved=True)
             self.clean_B = self.measure(last_BD)
             self.last_BD = last_BD
@@ -103,7 +103,7 @@ class PairRuns:
 
     def _look(self, visit: Visit, layer: int, seen: dict[tuple[str, int], Tensor]) -> None:
         for point in "qkv":
-            tap = self.model.anatomy.tap(point, layer)
+            tap = self.wiring.tap(point, layer)
 
             def read(raw: Tensor, point: str = point, tap: Any = tap) -> None:
                 seen[point, layer] = tap.read(raw, self.n_tokens)
@@ -165,7 +165,7 @@ class PairRuns:
             for (kind, unit), mine in of_unit.items():
                 if kind == point:
                     here, stream = less(x_RTD, mine)
-                    found.append(((here, slice(None), unit), self.wiring.reads[layer][point](stream, unit)))
+                    found.append(((here, slice(None), unit), self.wiring.read(point, layer, stream, unit)))
             return found
 
         def mlp(x_RTD: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class PairRuns:
         def values(point: str, x_RTD: Tensor) -> list[tuple[Any, Tensor]]:
             if "off" not in held:
                 held["off"] = self._carried(cut_MNS[:, here, :reach][:, :-1], delta_RSTD[:, :reach])
-            return [((slice(None), slice(None), d.unit), self.wiring.reads[layer][point](x_RTD - off, d.unit))
+            return [((slice(None), slice(None), d.unit), self.wiring.read(point, layer, x_RTD - off, d.unit))
                     for d, off in zip(places[:-1], held["off"].unbind(1), strict=True) if d.point == point]
 
         def mlp(x_RTD: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.material import TaskSpec, material, require_solved, runs_of
-from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
 from patchclamp.circuits.runs import Runs
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import judge
@@ -24,15 +23,13 @@ if TYPE_CHECKING:
 Scoring = Literal["exact", "eap", "eap-ig"]
 
 
-class ScoreSpec(TaskSpec):
+class ScoreSpec(GraphSpec):
     """How edges are scored."""
 
     method: Scoring = "eap-ig"
     """Exact activation patching of each edge, attribution patching (eap), or that with integrated gradients."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
-    ablation: Ablation = "resample"
-    """What a cut edge carries: what it carries on the corrupted prompt; the mean of that; nothing."""
     check: int = Field(120, ge=12)
     """How many edges are cut exactly to check a gradient's scores by: half those of the largest scores, half random."""
     top: int = Field(50, ge=1)
@@ -92,7 +89,7 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
     The verdict asks whether the edges of the largest scores change the answer more than random edges do, both cut
     exactly.
     """
-    graph, found = Graph.of(model.anatomy), material(model, spec)
+    graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     runs = runs_of(model, graph, found.search, spec.ablation)
     solved = require_solved(runs, spec.anyway, spec.task or "the file")
     mean_NS = scored(runs, spec.method, spec.steps, progress).mean(-1)

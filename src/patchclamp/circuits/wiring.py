@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from patchclamp.circuits.inputs import Reading, mlp_entry, reading
 from patchclamp.errors import UnsupportedModel
 from patchclamp.forward.batch import KeyValues, Stop, compute_prefix, first_tensor, prefix_cache, with_first
 from patchclamp.model.anatomy import Anatomy, part, weight_in_out
+from patchclamp.model.tap import Tap
 
 SAME = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """By the model's dtype, relative to the largest number: how near what is read off the stream has to be to the model's
@@ -90,13 +92,74 @@ def _passed_over(blocks: Sequence[Any], gives_tuple: bool) -> Iterator[None]:
 
 
 class Wiring:
-    """A model's modules as the graph's sources and destinations, found and proved once."""
+    """A model's modules as the graph's sources and destinations.
+
+    In an ungrouped graph every query head has its own copy of the keys and values that the model computes once for
+    several: they are copied as they leave their module, and attention is told that there is nothing left to copy.
+    """
 
     def __init__(self, anatomy: Anatomy, graph: Graph) -> None:
         self.anatomy, self.graph = anatomy, graph
         self.reads: list[dict[str, Reading]] = [
             {point: reading(anatomy, point, layer) for point in "qkv"} for layer in range(anatomy.n_layers)]
         self.gives_tuple = True
+        self.copies = graph.n_keys // anatomy.n_kv_heads
+        """Of each key and value."""
+        if self.copies > 1:
+            for layer in range(anatomy.n_layers):
+                self._require_separate(layer)
+
+    def _require_separate(self, layer: int) -> None:
+        anatomy = self.anatomy
+        taps = [anatomy.tap(point, layer) for point in "qkv"]
+        attention = part(anatomy.blocks[layer], anatomy.family.attention)
+        if len({tap.module for tap in taps}) < 3 or not hasattr(attention, "num_key_value_groups"):
+            raise UnsupportedModel(f"the keys and values of a {anatomy.family.name} block leave one module together "
+                                   "with its queries, so they cannot be copied for each query head: leave the graph "
+                                   "grouped")
+
+    def tap(self, point: str, layer: int) -> Tap:
+        """Where a point passes, with one unit for each of the graph's destinations."""
+        tap = self.anatomy.tap(point, layer)
+        return replace(tap, units=self.graph.n_keys) if self.copies > 1 and point in ("k", "v") else tap
+
+    def read(self, point: str, layer: int, x_RTD: Tensor, unit: int) -> Tensor:
+        """What a destination makes of streams, [R, T, E]."""
+        own = unit // self.copies if point in ("k", "v") else unit
+        return self.reads[layer][point](x_RTD, own)
+
+    def prefix(self, ids_BT: Tensor, start: int) -> KeyValues | None:
+        """Keys and values of the tokens before `start`."""
+        if not start:
+            return None
+        with torch.no_grad():
+            found = compute_prefix(self.anatomy, {"input_ids": ids_BT}, start)
+        return [(k.repeat_interleave(self.copies, 1), v.repeat_interleave(self.copies, 1)) for k, v in found]
+
+    @contextmanager
+    def _copied(self, visit: Visit) -> Iterator[None]:
+        """For the time of a pass."""
+        if self.copies == 1:
+            yield
+            return
+        attentions = [part(block, self.anatomy.family.attention) for block in self.anatomy.blocks]
+        usual = [attention.num_key_value_groups for attention in attentions]
+        try:
+            for layer, attention in enumerate(attentions):
+                attention.num_key_value_groups = 1
+                for point in "kv":
+                    tap = self.anatomy.tap(point, layer)
+                    visit.after[tap.module].insert(0, partial(self._copy, tap))
+            yield
+        finally:
+            for attention, groups in zip(attentions, usual, strict=True):
+                attention.num_key_value_groups = groups
+
+    def _copy(self, tap: Tap, raw: Tensor) -> Tensor:
+        if tap.layout in ("bhte", "bthe"):
+            return raw.repeat_interleave(self.copies, 1 if tap.layout == "bhte" else 2)
+        heads = raw.unflatten(-1, (self.anatomy.n_kv_heads, -1))
+        return heads.repeat_interleave(self.copies, -2).flatten(-2)
 
     def pass_through(
         self, ids_RT: Tensor, visit: Visit, prefix: KeyValues | None = None, rows: Sequence[int] | None = None,
@@ -117,7 +180,7 @@ class Wiring:
             found.append(first_tensor(output))
             raise Stop
 
-        with _passed_over(anatomy.blocks[:first], self.gives_tuple), _visiting(visit):
+        with self._copied(visit), _passed_over(anatomy.blocks[:first], self.gives_tuple), _visiting(visit):
             handle = anatomy.blocks[-1].register_forward_hook(end)
             try:
                 anatomy.base(**inputs, use_cache=prefix is not None)
@@ -177,7 +240,7 @@ class Wiring:
         held: dict[str, Tensor] = {}
         visit.before[anatomy.blocks[layer]].append(lambda x: held.update(x=x))
         for point in "qkv":
-            tap = anatomy.tap(point, layer)
+            tap = self.tap(point, layer)
 
             def write(raw: Tensor, point: str = point, tap: Any = tap) -> Tensor | None:
                 new = values(point, held["x"])
@@ -211,8 +274,7 @@ def prove(
     anatomy, graph = wiring.anatomy, wiring.graph
     limit = SAME.get(anatomy.unembedding.weight.dtype, 1e-4)
     for (point, layer), value_RTUE in seen.items():
-        read = wiring.reads[layer][point]
-        own = torch.stack([read(entered[layer], unit) for unit in range(value_RTUE.shape[2])], 2)
+        own = torch.stack([wiring.read(point, layer, entered[layer], u) for u in range(value_RTUE.shape[2])], 2)
         _compare(own, value_RTUE, limit, f"{point}.{layer} is not what its projection makes of the residual stream")
     for layer in range(1, anatomy.n_layers):
         step_RTD = wrote_RSTD[:, graph.before(layer - 1) + (layer == 1) * -1 : graph.before(layer)].sum(1)
@@ -228,11 +290,3 @@ def _compare(own: Tensor, model: Tensor, limit: float, what: str) -> None:
     if not gap <= limit * size:
         raise UnsupportedModel(f"{what}: off by {gap:.1e} of {size:.1e} (tolerance {limit:.0e}), so "
                                "no edge of this model can be cut; circuits patch works without edges")
-
-
-def prefix_of_prompts(anatomy: Anatomy, ids_BT: Tensor, start: int) -> KeyValues | None:
-    """Keys and values of the tokens before `start`."""
-    if not start:
-        return None
-    with torch.no_grad():
-        return compute_prefix(anatomy, {"input_ids": ids_BT}, start)
