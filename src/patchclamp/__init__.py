@@ -7,8 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from patchclamp.circuits.evaluate import evaluate_circuits
+    from patchclamp.circuits.find import find_circuit
+    from patchclamp.circuits.flow import flow
+    from patchclamp.circuits.heads import read_heads
     from patchclamp.circuits.knockout import knockout
     from patchclamp.circuits.patch import patch
+    from patchclamp.circuits.score import score_edges
+    from patchclamp.circuits.verify import verify_circuit
     from patchclamp.errors import InputError, PatchclampError, RunError
     from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
     from patchclamp.evidence.record import Record
@@ -103,14 +109,17 @@ _HOME = {
     "dose": "neurons.dose",
     "edit_fact": "relations.edit",
     "evaluate_autoencoder": "sae.evaluate",
+    "evaluate_circuits": "circuits.evaluate",
     "evaluate_relations": "relations.evaluate",
     "evaluate_vector": "vectors.evaluate",
     "examples": "neurons.examples",
     "explain": "neurons.explain",
+    "find_circuit": "circuits.find",
     "find_features": "sae.find",
     "find_neurons": "neurons.find",
     "find_vector": "vectors.find",
     "fit_relation": "relations.fit",
+    "flow": "circuits.flow",
     "get_method": "evidence.method",
     "harvest": "sae.harvest",
     "image_units": "neurons.multimodal",
@@ -131,10 +140,12 @@ _HOME = {
     "patch": "circuits.patch",
     "patchscope": "lenses.patchscope",
     "plan_training": "sae.plan",
+    "read_heads": "circuits.heads",
     "read_vector": "vectors.read",
     "repair": "neurons.repair",
     "replay": "evidence.store",
     "run": "evidence.method",
+    "score_edges": "circuits.score",
     "search_features": "sae.search",
     "select_vector": "vectors.select",
     "selfreport": "lenses.selfreport",
@@ -147,6 +158,7 @@ _HOME = {
     "train_autoencoder": "sae.train",
     "train_tuned_lens": "lenses.tuned",
     "tuned_lens": "lenses.tuned",
+    "verify_circuit": "circuits.verify",
 }
 
 __all__ = [
@@ -187,14 +199,17 @@ __all__ = [
     "dose",
     "edit_fact",
     "evaluate_autoencoder",
+    "evaluate_circuits",
     "evaluate_relations",
     "evaluate_vector",
     "examples",
     "explain",
+    "find_circuit",
     "find_features",
     "find_neurons",
     "find_vector",
     "fit_relation",
+    "flow",
     "get_method",
     "harvest",
     "image_units",
@@ -215,10 +230,12 @@ __all__ = [
     "patch",
     "patchscope",
     "plan_training",
+    "read_heads",
     "read_vector",
     "repair",
     "replay",
     "run",
+    "score_edges",
     "search_features",
     "select_vector",
     "selfreport",
@@ -231,6 +248,7 @@ __all__ = [
     "train_autoencoder",
     "train_tuned_lens",
     "tuned_lens",
+    "verify_circuit",
 ]
 
 

@@ -1,6 +1,7 @@
 """Relations measured: on a toy whose relation is exactly linear, kept and taken up again, put into tables, drawn."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,15 @@ def test_what_was_measured_is_not_measured_again_and_goes_into_a_table(linear, l
     assert [one.row for one in table.result.rows] == first.relations and table.verdict is None
     assert list(table.result.table()["linear: faithfulness"]) == ["1.00", ""]
     assert table.save(tmp_path / "table.svg").read_text().startswith("<svg")
+
+
+def test_two_models_of_one_name_are_told_apart_by_their_weights(linear, linear_file, tmp_path):
+    evaluate_relations(linear, files=[linear_file], store=str(tmp_path))
+    (path,) = tmp_path.rglob("*.json")
+    (tmp_path / "0123456789ab").mkdir()
+    shutil.copy(path, tmp_path / "0123456789ab")
+    names = {one.model for one in table_of_relations(NoModel(), stores=[str(tmp_path)]).result.rows}
+    assert names == {"linear (012345)", f"linear ({path.parent.name[:6]})"}
 
 
 def test_a_damaged_or_empty_store_is_refused(linear, linear_file, tmp_path):

@@ -1,4 +1,4 @@
-"""Charts of circuits: patching and knockout."""
+"""Charts of circuits: patching, knockout, and the graph that is left."""
 
 from typing import TYPE_CHECKING
 
@@ -8,8 +8,14 @@ import pandas as pd
 from patchclamp.charts.style import CATEGORY, CONTROL, DIVERGING, heatmap_size, styled, visible
 
 if TYPE_CHECKING:
+    from patchclamp.circuits.evaluate import CircuitCurve
+    from patchclamp.circuits.find import Circuit
+    from patchclamp.circuits.flow import Flow
+    from patchclamp.circuits.heads import Heads
     from patchclamp.circuits.knockout import Knockout
     from patchclamp.circuits.patch import Patching
+    from patchclamp.circuits.score import EdgeScores
+    from patchclamp.circuits.verify import Verified
 
 
 def patching_chart(result: "Patching") -> alt.TopLevelMixin:
@@ -52,3 +58,155 @@ def knockout_chart(result: "Knockout") -> alt.TopLevelMixin:
         tooltip=["site", alt.Tooltip("logit_difference", format=".3f"), alt.Tooltip("effect", format="+.3f")],
     )
     return styled((bars + line).properties(width=heatmap_size(data["layer"].nunique(), cell=26), height=260))
+
+
+def circuit_chart(result: "Circuit") -> alt.TopLevelMixin:
+    """The circuit with its parts by block, and its faithfulness beside that of random circuits."""
+    return styled(alt.hconcat(_graph(result), _faithfulness(result)).resolve_scale(color="independent"))
+
+
+def _graph(result: "Circuit") -> alt.LayerChart:
+    """Parts as points, block by block upwards: what a part reads below what it writes. Edges as lines, coloured by what
+    is lost without them; a thin line joins what belongs to one head."""
+    edges = [(one, one.edge.split("->")[0], one.edge.split("->")[1]) for one in result.certificate.edges]
+    places = {name: _place(name) for _, source, destination in edges for name in (source, destination)}
+    top = 1 + max((y for name, (_, y) in places.items() if name != "logits"), default=0.0)
+    places["logits"] = (0.0, top)
+    lines = [{"edge": one.edge, "x": places[source][0], "y": places[source][1], "x2": places[destination][0],
+              "y2": places[destination][1], "loss": one.effect.mean, "width": abs(one.effect.mean)}
+             for one, source, destination in edges]
+    inside = [{"x": x, "y": y, "x2": places[head][0], "y2": places[head][1]}
+              for name, (x, y) in places.items() for head in places if _feeds(name, head, result)]
+    points = pd.DataFrame([{"part": name, "x": x, "y": y, "kind": _kind(name)} for name, (x, y) in places.items()])
+    axis = alt.Axis(title=None, labels=False, ticks=False, domain=False)
+    across = alt.Scale(domain=[-1.2, result.shape.heads + 0.8], nice=False)
+    ends = {"x": alt.X("x:Q", axis=axis, scale=across), "y": alt.Y("y:Q", title="block"), "x2": "x2:Q", "y2": "y2:Q"}
+    rules = alt.Chart(pd.DataFrame(lines)).mark_rule(opacity=0.7).encode(
+        **ends, strokeWidth=alt.StrokeWidth("width:Q", scale=alt.Scale(range=[1, 6]), legend=None),
+        color=alt.Color("loss:Q", scale=DIVERGING, title="lost without it"),
+        tooltip=["edge", alt.Tooltip("loss", format="+.3f")])
+    dots = alt.Chart(points).mark_point(filled=True, size=90, opacity=1).encode(
+        x="x:Q", y="y:Q", color=alt.Color("kind:N", scale=alt.Scale(range=CATEGORY), title=None),
+        tooltip=["part", "kind"])
+    names = alt.Chart(points).mark_text(align="left", dx=8, fontSize=10).encode(x="x:Q", y="y:Q", text="part:N")
+    layers = [rules, dots, names]
+    if inside:
+        layers.insert(0, alt.Chart(pd.DataFrame(inside)).mark_rule(color=CONTROL, strokeDash=[2, 2]).encode(**ends))
+    return alt.layer(*layers).resolve_scale(color="independent").properties(
+        width=440, height=380, title=f"{result.edges_kept} of {result.edges_total} edges")
+
+
+def _place(name: str) -> tuple[float, float]:
+    """Where a part stands: its head across, its block up."""
+    kind, *numbers = name.split(".")
+    if not numbers:
+        return 0.0, -1.0
+    layer = float(numbers[0])
+    if kind == "mlp":
+        return -1.0, layer + 0.7
+    return int(numbers[1]) + {"q": 0.15, "k": 0.3, "v": 0.45}.get(kind, 0.3), layer + (0.4 if kind == "head" else 0.0)
+
+
+def _kind(name: str) -> str:
+    kind = name.split(".")[0]
+    return {"mlp": "MLP", "head": "head", "q": "query", "k": "key", "v": "value"}.get(kind, "embeddings, logits")
+
+
+def _feeds(name: str, head: str, result: "Circuit") -> bool:
+    """Whether a query, key or value belongs to a head."""
+    kind, *numbers = name.split(".")
+    other, *where = head.split(".")
+    if kind not in ("q", "k", "v") or other != "head" or numbers[0] != where[0]:
+        return False
+    shape = result.shape
+    return int(numbers[1]) == (int(where[1]) if kind == "q" else int(where[1]) * shape.keys // shape.heads)
+
+
+def _faithfulness(result: "Circuit") -> alt.LayerChart | alt.FacetChart:
+    found = result.certificate
+    sets = {"looked on": found.search, "held out": found.heldout, "other templates": found.others}
+    data = pd.DataFrame([{"prompts": name, **one.faithfulness.model_dump()} for name, one in sets.items() if one])
+    order = [*data["prompts"], "random circuits"]
+    random = pd.DataFrame([{"prompts": "random circuits", "mean": value} for value in result.random])
+    x = alt.X("prompts:N", sort=order, title=None, axis=alt.Axis(labelAngle=-30))
+    points = alt.Chart(data).mark_point(filled=True, size=80, color=CATEGORY[0]).encode(
+        x=x, y=alt.Y("mean:Q", title="faithfulness"), tooltip=["prompts", alt.Tooltip("mean", format=".3f")])
+    spans = alt.Chart(data).mark_rule(color=CATEGORY[0]).encode(x=x, y="low:Q", y2="high:Q")
+    one = alt.Chart(pd.DataFrame({"whole": [1.0]})).mark_rule(strokeDash=[4, 4], color=CONTROL).encode(y="whole:Q")
+    layers = [one, spans, points]
+    if len(random):
+        layers.append(alt.Chart(random).mark_tick(color=CONTROL, thickness=2).encode(x=x, y="mean:Q"))
+    return alt.layer(*layers).properties(width=200, height=360, title="faithfulness")
+
+
+def verified_chart(result: "Verified") -> alt.TopLevelMixin:
+    """Every number of a certificate as it was and as it is."""
+    data = pd.DataFrame([one.model_dump() for one in result.numbers])
+    ends = [float(data[["certified", "measured"]].min().min()), float(data[["certified", "measured"]].max().max())]
+    line = alt.Chart(pd.DataFrame({"certified": ends, "measured": ends})).mark_line(color=CONTROL).encode(
+        x="certified:Q", y="measured:Q")
+    points = alt.Chart(data).mark_point(filled=True, color=CATEGORY[0]).encode(
+        x="certified:Q", y="measured:Q", tooltip=["name", "certified", "measured"])
+    return styled((line + points).properties(width=320, height=320))
+
+
+def scores_chart(result: "EdgeScores") -> alt.TopLevelMixin:
+    """Scores beside exact ones."""
+    data = pd.DataFrame([one.model_dump() for one in result.edges if one.exact is not None])
+    ends = [float(data[["score", "exact"]].min().min()), float(data[["score", "exact"]].max().max())]
+    line = alt.Chart(pd.DataFrame({"score": ends, "exact": ends})).mark_line(color=CONTROL, strokeDash=[4, 4]).encode(
+        x="score:Q", y="exact:Q")
+    points = alt.Chart(data).mark_point(filled=True, size=50).encode(
+        x=alt.X("score:Q", title=f"score by {result.method}"), y=alt.Y("exact:Q", title="change when cut exactly"),
+        color=alt.Color("chosen:N", scale=alt.Scale(range=CATEGORY), title="edge"),
+        tooltip=["edge", alt.Tooltip("score", format="+.4f"), alt.Tooltip("exact", format="+.4f")])
+    return styled((line + points).properties(width=340, height=340))
+
+
+def curve_chart(result: "CircuitCurve") -> alt.TopLevelMixin:
+    """Faithfulness by size, beside random circuits and the whole model."""
+    own = pd.DataFrame([{"share": p.fraction, "faithfulness": p.faithfulness, "edges": p.edges} for p in result.curve])
+    x = alt.X("share:Q", scale=alt.Scale(type="log"), title="share of edges")
+    whole = alt.Chart(pd.DataFrame({"faithfulness": [1.0]})).mark_rule(strokeDash=[4, 4], color=CONTROL).encode(
+        y="faithfulness:Q")
+    line = alt.Chart(own).mark_line(point=True, color=CATEGORY[0]).encode(
+        x=x, y="faithfulness:Q", tooltip=["edges", alt.Tooltip("faithfulness", format=".3f")])
+    layers = [whole, line]
+    if result.random:
+        random = pd.DataFrame([{"share": p.fraction, **p.faithfulness.model_dump()} for p in result.random])
+        layers.insert(0, alt.Chart(random).mark_area(opacity=0.3, color=CONTROL).encode(x=x, y="low:Q", y2="high:Q"))
+    return styled(alt.layer(*layers).properties(
+        width=420, height=300, title=f"CPR {result.cpr:.2f}, CMD {result.cmd:.3f}; grey: random circuits"))
+
+
+def heads_chart(result: "Heads") -> alt.TopLevelMixin:
+    """Each head's effect, and the words that the last token looks at through it."""
+    order = [one.head for one in result.heads]
+    data = pd.DataFrame([{"head": one.head, "label": one.label or "no label", "why": one.why,
+                          **one.effect.model_dump()} for one in result.heads])
+    bars = alt.Chart(data).mark_bar().encode(
+        y=alt.Y("head:N", sort=order, title=None), x=alt.X("mean:Q", title="change of the logit difference without it"),
+        color=alt.Color("label:N", title=None), tooltip=["head", "label", "why", alt.Tooltip("mean", format="+.3f")])
+    looks = pd.DataFrame([{"head": one.head, "role": role, "share": share}
+                          for one in result.heads for role, share in one.attention.items()])
+    map_ = alt.Chart(looks).mark_rect().encode(
+        y=alt.Y("head:N", sort=order, title=None, axis=None), x=alt.X("role:N", title="last token looks at"),
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues"), title="attention"),
+        tooltip=["head", "role", alt.Tooltip("share", format=".2f")])
+    height = heatmap_size(len(order), cell=16)
+    return styled(alt.hconcat(bars.properties(width=320, height=height), map_.properties(width=140, height=height))
+                  .resolve_scale(color="independent"))
+
+
+def flow_chart(result: "Flow") -> alt.TopLevelMixin:
+    """What is lost of the answer's probability by block, a line a role."""
+    data = pd.DataFrame([{"role": one.role, "block": p.layer, **p.effect.model_dump()}
+                         for one in result.roles for p in one.points])
+    order = [one.role for one in result.roles]
+    color = alt.Color("role:N", sort=order, scale=alt.Scale(range=CATEGORY), title="blocked")
+    band = alt.Chart(data).mark_area(opacity=0.15).encode(x="block:Q", y="low:Q", y2="high:Q", color=color)
+    line = alt.Chart(data).mark_line().encode(
+        x=alt.X("block:Q", title=f"middle of {result.window} blocks"),
+        y=alt.Y("mean:Q", title="change of the answer's probability", axis=alt.Axis(format="%")), color=color,
+        tooltip=["role", "block", alt.Tooltip("mean", format=".1%")])
+    return styled((band + line).properties(width=460, height=300, title=f"attention from {result.to} blocked"))

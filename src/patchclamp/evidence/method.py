@@ -82,6 +82,12 @@ BUILT_IN = (
     "patchclamp.relations.table",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
+    "patchclamp.circuits.score",
+    "patchclamp.circuits.find",
+    "patchclamp.circuits.evaluate",
+    "patchclamp.circuits.heads",
+    "patchclamp.circuits.flow",
+    "patchclamp.circuits.verify",
 )
 
 

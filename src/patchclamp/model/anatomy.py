@@ -99,14 +99,20 @@ class Anatomy:
     def parallel(self) -> bool:
         """Attention and MLP read the same residual stream, so that there is no `resid_mid`."""
         flag = self.family.parallel_if
-        return self._mid_module(0) is None or bool(flag and getattr(self.config, flag, False))
+        return self.mid_module(0) is None or bool(flag and getattr(self.config, flag, False))
 
-    def _mid_module(self, layer: int) -> nn.Module | None:
+    def mid_module(self, layer: int) -> nn.Module | None:
+        """The module that reads the stream for the MLP; None where it reads what attention's norm gives."""
         return next((m for p in self.family.resid_mid if (m := part(self.blocks[layer], p)) is not None), None)
+
+    def attn_norm(self, layer: int) -> nn.Module:
+        """What lies between the residual stream and attention."""
+        found = (m for path in self.family.attn_norm if (m := part(self.blocks[layer], path)) is not None)
+        return next(found, nn.Identity())
 
     def mlp_norm(self, layer: int) -> nn.Module | None:
         """What lies between the residual stream and the MLP; None where attention and MLP are parallel."""
-        module = None if self.parallel else self._mid_module(layer)
+        module = None if self.parallel else self.mid_module(layer)
         return nn.Identity() if module is part(self.blocks[layer], self.family.mlp_core) else module
 
     def n_neurons(self, layer: int) -> int:
@@ -185,7 +191,7 @@ class Anatomy:
         if point == "resid":
             return Tap(block, "out")
         if point == "resid_mid":
-            module = self._mid_module(layer)
+            module = self.mid_module(layer)
             if module is None or self.parallel:
                 raise SiteError(
                     f"resid_mid.{layer}: in a {family.name} block attention and MLP are parallel and both read "
@@ -232,8 +238,12 @@ class Anatomy:
         if clip:
             raise SiteError(f"{point}.{layer}: this model clips queries, keys and values at ±{clip} after the "
                             "projection, where no module shows them")
+        return self.projection_tap(point, layer, heads)
+
+    def projection_tap(self, point: str, layer: int, heads: Heads) -> Tap:
+        """The tap of queries, keys or values at the module that `heads` names."""
         units = self.n_heads if point == "q" else self.n_kv_heads
-        module = part(block, heads.path)
+        module = part(self.blocks[layer], heads.path)
         if heads.layout in ("head3", "falcon"):
             return Tap(module, "out", units=units, index=self._interleaved(heads))
         sizes = {"q": self.n_heads * self.d_head, "k": self.n_kv_heads * self.d_head}
@@ -296,8 +306,8 @@ class Anatomy:
             return float(getattr(block, family.multiplier)) if family.multiplier else 1.0
         norm = part(block, family.attn)
         eps = getattr(norm, "eps", None) or norm.variance_epsilon
-        wide = raw_attn.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * (norm.weight.float() + family.norm_offset)
+        wide = raw_attn.to(torch.promote_types(raw_attn.dtype, torch.float32))
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * (norm.weight.to(wide) + family.norm_offset)
         return scale.to(raw_attn.dtype)
 
 

@@ -49,6 +49,8 @@ class Family:
     """The activation whose output multiplies the up projection; None where the MLP is not gated."""
     up_proj: str = "mlp.up_proj"
     """The projection that the gate multiplies; where it holds gate and up side by side, up is the second half."""
+    attn_norm: tuple[str, ...] = ("input_layernorm",)
+    """Modules that may lie between the residual stream and attention; none present: it reads the stream itself."""
     resid_mid: tuple[str, ...] = ("post_attention_layernorm",)
     """Modules that may read the residual stream after attention; none present: a parallel block."""
     parallel_if: str | None = None
@@ -101,6 +103,7 @@ _GPT2_LIKE: dict[str, Any] = {
     "final_norm": "transformer.ln_f",
     "attention": "attn",
     "attn": "attn",
+    "attn_norm": ("ln_1",),
     "gate": None,
 }
 _GEMMA_SANDWICH: dict[str, Any] = {
@@ -143,6 +146,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp="post_feedforward_layernorm",
         resid_mid=("mlp",),
         post_norm=True,
+        attn_norm=(),
         **_normed("self_attn.q_norm", "self_attn.k_norm", "flat"),
     ),
     Family("granite", ("GraniteForCausalLM",), multiplier="residual_multiplier", logit_divisor="logits_scaling"),
@@ -227,6 +231,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp_core="fc2",
         down_proj="fc2",
         gate=None,
+        attn_norm=("self_attn_layer_norm",),
         resid_mid=("final_layer_norm",),
         norm_on_stream_if=("do_layer_norm_before", False),
     ),
@@ -260,6 +265,9 @@ FAMILIES: tuple[Family, ...] = (
         common_attention=False,
         rows_may_join=False,
         mutates_mlp=True,
+        attn_norm=("input_layernorm", "ln_attn"),
+        resid_mid=("post_attention_layernorm", "ln_mlp"),
+        parallel_if="parallel_attn",
         **_interleaved("self_attention.query_key_value", "falcon"),
     ),
     Family(
@@ -274,6 +282,7 @@ FAMILIES: tuple[Family, ...] = (
         mlp_core="ffn.down_proj",
         down_proj="ffn.down_proj",
         gate=None,
+        attn_norm=("norm_1",),
         resid_mid=("norm_2",),
         common_attention=False,
         **_fused("attn.Wqkv"),

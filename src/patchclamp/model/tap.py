@@ -50,6 +50,15 @@ class Tap:
 
     _width: int = 0
 
+    def split(self, numbers: Tensor) -> Tensor:
+        """What belongs to each column of a projection [..., columns], by unit: [..., units, width]. A view where one
+        can show it."""
+        if self.index is not None:
+            return numbers[..., self.index.to(numbers.device)]
+        units = self.units or 1
+        width = self._width or numbers.shape[-1] // units
+        return numbers.narrow(-1, self.start, units * width).unflatten(-1, (units, width))
+
     def read(self, raw: Tensor, n_tokens: int) -> Tensor:
         """The canonical value; shares memory with `raw` where it can."""
         value = self._view(self._shaped(raw, n_tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -61,6 +62,17 @@ class Encoded:
             if upto >= end:
                 return index
         raise SiteError(f"{text!r} could not be aligned with the prompt's tokens")
+
+    def token_ending(self, text: str, end: int) -> int:
+        """Index of the token that holds the last character before `end` of `text`, which this is the encoding of.
+
+        By the tokenizer's own account of where its tokens lie, since a tokenizer may drop blanks or change letters; of
+        a slow tokenizer by what its tokens say."""
+        if not self.tokenizer.is_fast:
+            ends = list(accumulate(len(piece) for piece in self.pieces))
+            return next(i for i, stop in enumerate(ends) if stop >= end + ends[-1] - len(text))
+        places = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-len(self) :]
+        return max(i for i, (first, stop) in enumerate(places) if first < min(stop, end))
 
 
 def encode(

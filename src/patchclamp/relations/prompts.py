@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 from patchclamp.errors import SpecError
@@ -55,7 +54,7 @@ def question(
                    for one in examples if one.subject != subject) + before_it
     text = f"{told}{before}{subject}{after}".rstrip(" ")
     encoded = model.encode(text)
-    position = token_ending(model, text, len(encoded), len(told) + len(before) + len(subject))
+    position = encoded.token_ending(text, len(told) + len(before) + len(subject))
     if position == len(encoded) - 1:
         raise SpecError(f"the template {template!r}: the tokenizer writes its end in one token with the subject "
                         f"{subject!r}; let more words follow")
@@ -67,18 +66,6 @@ def fact(model: Model, template: str, sample: RelationSample, examples: Sequence
     asked = question(model, template, sample.subject, examples)
     _, answer = ask(model, f"{asked.text} ", sample.object)
     return Fact(sample, asked.ids, asked.position, answer)
-
-
-def token_ending(model: Model, text: str, n_tokens: int, end: int) -> int:
-    """Index of the token that holds the last character before `end` in a text of so many tokens.
-
-    By the tokenizer's own account of where its tokens lie, since a tokenizer may drop blanks or change letters; of a
-    slow tokenizer by what its tokens say."""
-    if not model.tokenizer.is_fast:
-        ends = list(accumulate(len(piece) for piece in model.encode(text).pieces))
-        return next(i for i, stop in enumerate(ends) if stop >= end + ends[-1] - len(text))
-    places = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][-n_tokens:]
-    return max(i for i, (first, stop) in enumerate(places) if first < min(stop, end))
 
 
 def unclear(model: Model, facts: Sequence[Fact]) -> dict[str, str]:

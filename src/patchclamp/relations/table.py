@@ -11,7 +11,7 @@ from patchclamp.errors import FileError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import NoModel, Outcome, Part, Progress, Result, Spec, load_nothing, method
 from patchclamp.relations.evaluate import Category, best_baseline, category_of
-from patchclamp.relations.measured import Missed, RelationRow, read_stored
+from patchclamp.relations.measured import Missed, RelationRow, Stored, read_stored
 
 if TYPE_CHECKING:
     import altair
@@ -85,15 +85,16 @@ def table_of_relations(model: NoModel, spec: TableSpec, progress: Progress) -> O
 
     Nothing new is claimed; each relation's verdict belongs to `relations evaluate`.
     """
-    found, seen = [], set[Path]()
+    measured, seen = list[tuple[str, Stored]](), set[Path]()
     for name in spec.stores:
         folder = Path(name).expanduser()
         files = sorted(folder.rglob("*.json"))
         if not files:
             raise FileError(f"{folder} holds no measured relation; `patchclamp relations evaluate FILES --store "
                             f"{name}` fills it")
-        found += [read_stored(path) for path in files if path.resolve() not in seen]
+        measured += [(path.parent.name, read_stored(path)) for path in files if path.resolve() not in seen]
         seen.update(path.resolve() for path in files)
+    found = _told_apart(measured)
     rows = [TableRow(model=one.model, row=one.row) for one in found if isinstance(one.row, RelationRow)]
     missed = [MissedRow(model=one.model, row=one.row) for one in found if isinstance(one.row, Missed)]
     if not rows:
@@ -106,3 +107,12 @@ def table_of_relations(model: NoModel, spec: TableSpec, progress: Progress) -> O
         for name, kind in kinds
     ]
     return TableResult(rows=rows, missed=missed, categories=categories), None
+
+
+def _told_apart(measured: list[tuple[str, Stored]]) -> list[Stored]:
+    """Measurements by the weights they are of; models of one name and other weights get both into their name."""
+    weights: dict[str, set[str]] = {}
+    for of, one in measured:
+        weights.setdefault(one.model, set()).add(of)
+    return [one if len(weights[one.model]) == 1 else one.model_copy(update={"model": f"{one.model} ({of[:6]})"})
+            for of, one in measured]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from patchclamp.tour.circuits import CIRCUITS
 from patchclamp.tour.dictionary import DICTIONARY
 from patchclamp.tour.relations import RELATIONS
 from patchclamp.tour.stop import DIGITS, GEMMA, SMOLLM2, Fields, Stop
@@ -243,6 +244,7 @@ STOPS: tuple[Stop, ...] = (
     ),
     *DICTIONARY,
     *RELATIONS,
+    *CIRCUITS,
     Stop(
         "Which blocks does one answer need?",
         "John and Mary went to the park, John gave a drink to … whom? Each of the 30 attention and 30 MLP blocks is "

@@ -1,0 +1,150 @@
+"""A circuit as a certificate: prompts, bound, and for each edge what the circuit loses without it. Anyone with the
+model can measure all of it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.material import PromptPair, ReadyPair, example_pairs, make_ready, runs_of
+from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.runs import Runs
+from patchclamp.circuits.search import holds
+from patchclamp.errors import FileError, StoreError
+from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.evidence.method import Part
+from patchclamp.evidence.verdict import Interval
+from patchclamp.model.cache import write_atomically
+from patchclamp.tasks.circuit import CircuitPair
+from patchclamp.tasks.files import locate_file
+
+if TYPE_CHECKING:
+    from patchclamp.forward import Model
+
+
+class CertifiedEdge(Part):
+    """One edge of the circuit."""
+
+    edge: str
+    """Source and destination: `head.3.1->q.5.2`."""
+    without: float
+    """Faithfulness of the circuit without it."""
+    effect: Interval
+    """What the circuit's faithfulness loses without it, over the prompts looked on."""
+    heldout: Interval
+    """The same over held-out prompts."""
+
+
+class PairSet(Part):
+    """Prompts, and how the circuit does on them."""
+
+    pairs: list[PromptPair]
+    full: float
+    """Mean logit difference of the whole model."""
+    corrupted: float
+    """With every edge cut."""
+    faithfulness: Interval
+    """Of the circuit, over prompts."""
+    each: list[float]
+    """By prompt: how far the circuit's logit difference is from the corrupted one, as a share of the mean such distance
+    of the whole model."""
+
+
+class Certificate(Part):
+    """What a circuit is and what it does, so that it can be measured again."""
+
+    format: Literal["patchclamp.circuit"] = "patchclamp.circuit"
+    version: Literal[1] = 1
+    model: str
+    weights: str
+    task: str
+    bound: float
+    """The faithfulness asked for; no further from 1 on either side."""
+    ablation: Ablation
+    """What cut edges carry."""
+    grouped: bool
+    """Keys and values are the model's own, one for each key/value head."""
+    edges_total: int
+    search: PairSet
+    heldout: PairSet
+    others: PairSet | None
+    """Templates that were not looked on."""
+    completeness: float
+    """1 less the faithfulness of the whole model without the circuit's edges: 1 if nothing of the answer is left."""
+    minimal: bool
+    """Whether no edge can go alone without breaking the bound on the prompts looked on."""
+    edges: list[CertifiedEdge]
+
+    def save(self, path: Path) -> Path:
+        """Write it as JSON, beside and then renamed into place."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Certificate:
+        """Read one. FileError if the file is none."""
+        place = locate_file(path)
+        try:
+            return cls.model_validate_json(place.read_text("utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else None
+            where = f": {'.'.join(map(str, first['loc']))}: {first['msg']}" if first else ""
+            raise FileError(f"{place} is no certificate of a circuit{where}; circuits find writes one") from error
+
+    def kept(self, graph: Graph) -> Tensor:
+        """Its edges in a graph, [N, S]."""
+        kept = torch.zeros_like(graph.edges)
+        for one in self.edges:
+            kept[graph.find(one.edge)] = True
+        return kept
+
+    def ready(self, model: Model, part: PairSet) -> list[ReadyPair]:
+        """The prompts of one of its sets as a model's tokens."""
+        return [make_ready(model, CircuitPair(**pair.model_dump())) for pair in part.pairs]
+
+
+def certify(
+    model: Model, kept_NS: Tensor, search: tuple[Sequence[ReadyPair], Runs], heldout: Sequence[ReadyPair],
+    others: Sequence[ReadyPair], task: str, bound: float, ablation: Ablation, seed: int = 0,
+) -> Certificate:
+    """Measure everything that the certificate of a circuit says."""
+    graph = search[1].graph
+    edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
+    on_heldout = runs_of(model, graph, heldout, ablation)
+    lost = [_lost(runs, kept_NS, edges) for runs in (search[1], on_heldout)]
+    whole = search[1].faithfulness(kept_NS[None])[0]
+    certified = [CertifiedEdge(edge=graph.name(*edge), without=whole - float(lost[0][i].mean()),
+                               effect=bootstrap_mean(lost[0][i], seed), heldout=bootstrap_mean(lost[1][i], seed))
+                 for i, edge in enumerate(edges)]
+    return Certificate(
+        model=model.name, weights=model.weights_hash, task=task, bound=bound, ablation=ablation, grouped=graph.grouped,
+        edges_total=graph.n_edges, search=_set(search[1], search[0], kept_NS, seed),
+        heldout=_set(on_heldout, heldout, kept_NS, seed),
+        others=_set(runs_of(model, graph, others, ablation), others, kept_NS, seed) if others else None,
+        completeness=1 - search[1].faithfulness((graph.edges & ~kept_NS)[None])[0],
+        minimal=not any(holds(one.without, bound) for one in certified), edges=certified,
+    )
+
+
+def _lost(runs: Runs, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
+    """By edge and prompt, what F loses without the edge, [edges, B]."""
+    whole_1B = runs.each_faithfulness(runs.subgraphs(kept_NS[None]))
+    return whole_1B - runs.each_faithfulness(runs.without(kept_NS, edges))
+
+
+def _set(runs: Runs, pairs: Sequence[ReadyPair], kept_NS: Tensor, seed: int) -> PairSet:
+    each_B = runs.each_faithfulness(runs.subgraphs(kept_NS[None]))[0]
+    return PairSet(
+        pairs=example_pairs(pairs), full=float(runs.clean_B.mean()), corrupted=float(runs.corrupted_B.mean()),
+        faithfulness=bootstrap_mean(each_B, seed), each=each_B.tolist())

@@ -1,0 +1,159 @@
+"""The circuit of a task: the few edges of a model that do it as the whole model does, with a certificate.
+
+    F(C) = (m(C) - m(corrupted)) / (m(full) - m(corrupted))        m: mean logit difference of answer and distractor
+
+Every edge outside the circuit carries what it carries on the corrupted prompt. Edges are ranked by integrated gradients
+(Hanna et al. 2024, arXiv 2403.17806), a connected shortlist is taken, and edges are taken out of it by exact removal
+until none can go alone without F leaving the bound. Prompts that were not looked on, and random connected circuits with
+as many edges into each block, stand beside. Wang et al. 2022, arXiv 2211.00593; Conmy et al. 2023, 2304.14997.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from patchclamp.circuits.certificate import Certificate, certify
+from patchclamp.circuits.controls import random_circuits
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
+from patchclamp.circuits.search import prune, shortlist
+from patchclamp.errors import SpecError
+from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
+from patchclamp.evidence.verdict import Verdict, judge
+from patchclamp.forward import Model
+from patchclamp.tasks.files import DataFile
+
+if TYPE_CHECKING:
+    import altair
+    import pandas
+
+
+class FindSpec(GraphSpec):
+    """How small and how faithful."""
+
+    bound: float = Field(0.9, gt=0, lt=1)
+    """Faithfulness of the circuit on the prompts looked on, and no further above 1."""
+    max_edges: float = Field(0.02, gt=0, le=1)
+    """Most edges of the circuit, as a share of all; a circuit that needs more does not support the claim."""
+    steps: int = Field(5, ge=0)
+    """Of integrated gradients for the ranking; 0 for the gradient at the clean prompt alone."""
+    controls: int = Field(20, ge=0)
+    """Random circuits to compare with; 0 for no verdict."""
+    out: DataFile | None = None
+    """A folder for the certificate."""
+
+
+class Shape(Part):
+    """Of one block's attention."""
+
+    heads: int
+    keys: int
+    """Key/value heads."""
+
+
+class Circuit(Result):
+    """The circuit that was found."""
+
+    shape: Shape
+    edges_total: int
+    edges_shortlist: int
+    """Before exact pruning."""
+    edges_kept: int
+    faithfulness: float
+    """On the prompts looked on."""
+    faithfulness_heldout: float
+    """On the same templates with other words."""
+    faithfulness_others: float | None
+    """On templates that were not looked on; null if there are none."""
+    completeness: float
+    """1 less the faithfulness of the whole model without the circuit: 1 if nothing of the answer is left."""
+    minimal: bool
+    """Whether no edge can go alone without breaking the bound."""
+    solved: float
+    """Share of the pairs whose answer the whole model prefers."""
+    skipped: int
+    """Pairs that did not suit the model's tokens."""
+    random: list[float]
+    """Faithfulness of random connected circuits with as many edges into each block, on held-out prompts."""
+    certificate: Certificate
+    path: str | None
+    """Where the certificate was written."""
+
+    def table(self) -> pandas.DataFrame:
+        """One row an edge, the one whose loss costs most first."""
+        import pandas
+
+        rows: list[dict[str, Any]] = [
+            {"edge": one.edge, "loss without it": one.effect.mean, "low": one.effect.low, "high": one.effect.high,
+             "on held-out prompts": one.heldout.mean, "faithfulness without it": one.without}
+            for one in self.certificate.edges]
+        return pandas.DataFrame(rows).sort_values("loss without it", key=abs, ascending=False, ignore_index=True)
+
+    def chart(self) -> altair.TopLevelMixin:
+        """The circuit, and its faithfulness beside random ones."""
+        from patchclamp.charts.circuits import circuit_chart
+
+        return circuit_chart(self)
+
+
+@method("circuits.find", spec=FindSpec, result=Circuit)
+def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
+    """Find the few edges of the model that do one task as the whole model does.
+
+    The verdict asks whether the circuit, on prompts it was not looked for on, is more faithful than random connected
+    circuits with as many edges into each block.
+    """
+    graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
+    what = spec.task or Path(spec.pairs or "").name
+    runs = runs_of(model, graph, found.search, spec.ablation)
+    solved = require_solved(runs, spec.anyway, what)
+    scores_NS = runs.attribution(spec.steps).mean(-1)
+    first = shortlist(runs, scores_NS, spec.bound)
+    pruned = prune(runs, first, spec.bound, progress.track)
+    certificate = certify(model, pruned.kept, (found.search, runs), found.heldout, found.others, what, spec.bound,
+                          spec.ablation, spec.seed)
+    random: list[float] = []
+    verdict = None
+    if spec.controls:
+        random, verdict = _beside_random(model, graph, spec, certificate)
+    path = certificate.save(Path(spec.out) / "circuit.json") if spec.out else None
+    result = Circuit(
+        shape=Shape(heads=graph.n_heads, keys=graph.n_keys), edges_total=graph.n_edges,
+        edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
+        faithfulness=certificate.search.faithfulness.mean, faithfulness_heldout=certificate.heldout.faithfulness.mean,
+        faithfulness_others=certificate.others.faithfulness.mean if certificate.others else None,
+        completeness=certificate.completeness, minimal=certificate.minimal, solved=solved, skipped=found.skipped,
+        random=random, certificate=certificate, path=str(path) if path else None,
+    )
+    return result, verdict
+
+
+def _beside_random(
+    model: Model, graph: Graph, spec: FindSpec, certificate: Certificate
+) -> tuple[list[float], Verdict]:
+    """Random circuits' faithfulness on held-out prompts, and what that says of the circuit."""
+    drawn = random_circuits(graph, certificate.kept(graph), spec.controls, spec.seed)
+    heldout = runs_of(model, graph, certificate.ready(model, certificate.heldout), spec.ablation)
+    each_GB = heldout.each_faithfulness(heldout.subgraphs(drawn))
+    verdict = judge(
+        certificate.heldout.each, each_GB, direction="greater", against="distribution", seed=spec.seed,
+        claim=f"{len(certificate.edges)} of {graph.n_edges} edges do {certificate.task} on prompts not looked on "
+              "(faithfulness, against random connected circuits with as many edges into each block)")
+    if len(certificate.edges) > spec.max_edges * graph.n_edges:
+        verdict = verdict.model_copy(update={"outcome": "not supported", "reason": (
+            f"The circuit needs {len(certificate.edges)} edges, more than {spec.max_edges:.1%} of {graph.n_edges}, "
+            f"which does not support that few edges do {certificate.task}.")})
+    return each_GB.mean(-1).tolist(), verdict
+
+
+def folder_of_certificate(path: str) -> str:
+    """A certificate's file, of itself or of its folder. SpecError if the folder has none."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        if not (place / "circuit.json").is_file():
+            raise SpecError(f"{place} holds no circuit.json; circuits find --out writes one there")
+        return str(place / "circuit.json")
+    return path

@@ -1,0 +1,193 @@
+"""The prompts of a circuit: pairs to look for it on, and others to test it on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.runs import Runs
+from patchclamp.errors import PromptError, SpecError
+from patchclamp.evidence.cli_hints import Positional
+from patchclamp.evidence.method import Part, Spec
+from patchclamp.tasks.circuit import CircuitPair, circuit_task
+from patchclamp.tasks.files import DataFile
+from patchclamp.tasks.read import read_rows
+from patchclamp.tasks.rows import PairRow
+
+if TYPE_CHECKING:
+    from patchclamp.forward import Model
+
+SOLVED = 0.6
+"""Share of pairs that a model has to answer rightly for its circuit to mean something."""
+FEWEST = 4
+
+
+class TaskSpec(Spec):
+    """A task, or a file of pairs."""
+
+    task: Annotated[str | None, Positional()] = None
+    """A task that comes along: ioi, ioi-others, greater-than, pronoun, agreement, capital, induction, docstring."""
+    pairs: DataFile | None = None
+    """Or a file of pairs: rows with clean, corrupted, answer and distractor."""
+    prompts: int = Field(16, ge=FEWEST)
+    """Pairs to look on."""
+    templates: int = Field(2, ge=1)
+    """On how many of the task's templates to look; the others are for testing."""
+    heldout: int = Field(16, ge=FEWEST)
+    """Pairs to test on, with other words in the same templates; as many in the templates not looked on."""
+    anyway: bool = False
+    """Go on even if the model answers fewer than 60 % of the pairs rightly."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TaskSpec:
+        if (self.task is None) == (self.pairs is None):
+            raise ValueError("give either a task, e.g. ioi, or a file of pairs")
+        return self
+
+
+class GraphSpec(TaskSpec):
+    """Which edges, and what they carry once cut."""
+
+    ablation: Ablation = "resample"
+    """What a cut edge carries: what it carries on the corrupted prompt; the mean of that; nothing."""
+    grouped: bool = True
+    """Keys and values are the model's own, one for each key/value head; otherwise each query head has its own copies,
+    as in much of the literature."""
+
+
+class PromptPair(Part):
+    """One pair of prompts."""
+
+    clean: str
+    corrupted: str
+    answer: str
+    distractor: str
+
+
+@dataclass(frozen=True)
+class ReadyPair:
+    """A pair as token ids."""
+
+    pair: CircuitPair
+    clean: tuple[int, ...]
+    corrupted: tuple[int, ...]
+    choice: tuple[int, int]
+    roles: dict[str, tuple[int, ...]]
+    """The tokens of the words that play a part; of a file's pair those in which its prompts differ."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Pairs in three parts."""
+
+    search: list[ReadyPair]
+    heldout: list[ReadyPair]
+    """The same templates, other words."""
+    others: list[ReadyPair]
+    """Templates that were not looked on; none of a file's."""
+    skipped: int
+    """Pairs whose prompts are not equally long in this model's tokens, or whose answers begin alike."""
+
+
+def material(model: Model, spec: TaskSpec) -> Material:
+    """The pairs that a spec asks for. SpecError if too few of them suit the model's tokens, and for a file's row that
+    does not."""
+    if spec.pairs is not None:
+        return _of_file(model, spec)
+    task = circuit_task(spec.task or "")
+    if spec.templates > len(task.templates):
+        raise SpecError(f"{task.name} has {len(task.templates)} templates, not {spec.templates}")
+    first, rest = task.templates[: spec.templates], task.templates[spec.templates :]
+    every, skipped = _suiting(model, task.pairs(3 * (spec.prompts + spec.heldout), spec.seed, first))
+    search, heldout = every[: spec.prompts], every[spec.prompts : spec.prompts + spec.heldout]
+    others, more = (_suiting(model, task.pairs(3 * spec.heldout, spec.seed + 1, rest)) if rest else ([], 0))
+    if len(search) < spec.prompts or len(heldout) < FEWEST:
+        raise SpecError(f"{task.name}: only {len(every)} pairs suit this model's tokens, {spec.prompts} were asked for "
+                        f"to look on and {spec.heldout} to test on")
+    return Material(search, heldout, others[: spec.heldout], skipped + more)
+
+
+def _of_file(model: Model, spec: TaskSpec) -> Material:
+    assert spec.pairs is not None
+    rows = read_rows(spec.pairs, PairRow)
+    given = [CircuitPair(row.clean, row.corrupted, row.answer, row.distractor) for row in rows]
+    ready = []
+    for number, pair in enumerate(given, 1):
+        try:
+            ready.append(make_ready(model, pair))
+        except PromptError as error:
+            raise SpecError(f"{spec.pairs}, row {number}: {error}") from error
+    if len(ready) < 2 * FEWEST:
+        raise SpecError(f"{spec.pairs} has {len(ready)} pairs; {FEWEST} are needed to look on and {FEWEST} to test on")
+    n = min(spec.prompts, len(ready) // 2)
+    return Material(ready[:n], ready[n : n + spec.heldout], [], 0)
+
+
+def _suiting(model: Model, pairs: Iterable[CircuitPair]) -> tuple[list[ReadyPair], int]:
+    found, skipped = [], 0
+    for pair in pairs:
+        try:
+            found.append(make_ready(model, pair))
+        except PromptError:
+            skipped += 1
+    return found, skipped
+
+
+def make_ready(model: Model, pair: CircuitPair) -> ReadyPair:
+    """A pair as token ids, its answers as their first tokens. PromptError if the prompts are not equally long or the
+    answers begin alike."""
+    clean, corrupted = model.encode(pair.clean), model.encode(pair.corrupted)
+    if len(clean) != len(corrupted):
+        raise PromptError(f"the clean prompt has {len(clean)} tokens and the corrupted one {len(corrupted)}, but every "
+                          f"token's value has to find its counterpart. Clean: {list(clean.pieces)}; corrupted: "
+                          f"{list(corrupted.pieces)}")
+    if clean.ids == corrupted.ids:
+        raise PromptError(f"clean and corrupted are the same tokens: {pair.clean!r}")
+    answer, distractor = _first_token(model, pair.answer), _first_token(model, pair.distractor)
+    if answer == distractor:
+        raise PromptError(f"{pair.answer!r} and {pair.distractor!r} begin with the same token {model.say(answer)!r}, "
+                          "whose logit says nothing about which of them it is")
+    roles = {name: tuple(range(clean.token_ending(pair.clean, first + 1), clean.token_ending(pair.clean, behind) + 1))
+             for name, (first, behind) in pair.roles.items()}
+    differs = tuple(i for i, (a, b) in enumerate(zip(clean.ids, corrupted.ids, strict=True)) if a != b)
+    return ReadyPair(pair, clean.ids, corrupted.ids, (answer, distractor), roles or {"what differs": differs})
+
+
+def _first_token(model: Model, text: str) -> int:
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise PromptError(f"the answer {text!r} has no tokens")
+    return int(ids[0])
+
+
+def runs_of(model: Model, graph: Graph, pairs: Sequence[ReadyPair], ablation: Ablation = "resample") -> Runs:
+    """The pairs, run."""
+    return Runs(model, graph, [p.clean for p in pairs], [p.corrupted for p in pairs], [p.choice for p in pairs],
+                ablation)
+
+
+def require_solved(runs: Runs, anyway: bool, what: str) -> float:
+    """Share of pairs whose answer is likelier than the distractor. SpecError if it is below `SOLVED`, or if the prompts
+    do not differ in what they say about the answer."""
+    share = float((runs.clean_B > 0).float().mean())
+    if share < SOLVED and not anyway:
+        raise SpecError(f"the model answers {share:.0%} of the pairs of {what} rightly, and a circuit of what it "
+                        f"cannot do means nothing ({SOLVED:.0%} are asked for; --anyway goes on)")
+    span = float(runs.clean_B.mean() - runs.corrupted_B.mean())
+    if span < 0.1:
+        raise SpecError(f"the mean logit difference is {float(runs.clean_B.mean()):.2f} on the clean prompts and "
+                        f"{float(runs.corrupted_B.mean()):.2f} with every edge cut: there is nothing that a circuit "
+                        "could carry")
+    return share
+
+
+def example_pairs(pairs: Sequence[ReadyPair], n: int | None = None) -> list[PromptPair]:
+    """The first pairs in words."""
+    return [PromptPair(clean=p.pair.clean, corrupted=p.pair.corrupted, answer=p.pair.answer,
+                       distractor=p.pair.distractor) for p in islice(pairs, n)]

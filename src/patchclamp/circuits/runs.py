@@ -1,0 +1,84 @@
+"""Pairs of prompts of any lengths, run in part: how far the answer goes with edges cut.
+
+Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from patchclamp.circuits.attribution import attribution
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.pairruns import HELD, Ablation, PairRuns, Track
+from patchclamp.circuits.wiring import Wiring
+
+if TYPE_CHECKING:
+    from patchclamp.forward.model import Model
+
+
+def _most(model: Model, graph: Graph, n_tokens: int) -> int:
+    """How many prompts of a length run together at most, so that what all sources write fits into memory."""
+    return max(1, HELD // (len(graph.sources) * n_tokens * model.d_model))
+
+
+class Runs:
+    """Pairs of any lengths, those of one length together."""
+
+    def __init__(
+        self, model: Model, graph: Graph, clean: Sequence[tuple[int, ...]], corrupted: Sequence[tuple[int, ...]],
+        choices: Sequence[tuple[int, int]], ablation: Ablation = "resample",
+    ) -> None:
+        """`choices`: each pair's answer and distractor as token ids. UnsupportedModel if the model's destinations do
+        not read what its table says."""
+        wiring = Wiring(model.anatomy, graph)
+        self.graph = graph
+        alike = [[i for i, ids in enumerate(clean) if len(ids) == n] for n in sorted({len(ids) for ids in clean})]
+        most = [_most(model, graph, len(clean[mine[0]])) if ablation in ("resample", "zero") else len(mine)
+                for mine in alike]  # a mean is over all of them
+        self.order = [mine[i : i + n] for mine, n in zip(alike, most, strict=True) for i in range(0, len(mine), n)]
+        self.groups = [PairRuns(model, wiring, [clean[i] for i in mine], [corrupted[i] for i in mine],
+                                [choices[i] for i in mine], ablation) for mine in self.order]
+        self.clean_B = self._in_order([group.clean_B for group in self.groups])
+        self.corrupted_B = self._in_order([group.corrupted_B for group in self.groups])
+
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Numbers of the groups' prompts [..., B], in the order of the pairs."""
+        joined = torch.cat(list(parts), -1)
+        return joined[..., torch.argsort(torch.tensor([i for mine in self.order for i in mine]))]
+
+    def attribution(self, steps: int = 0) -> Tensor:
+        """Every edge's attribution for each prompt, [N, S, B]."""
+        return self._in_order([attribution(group, steps) for group in self.groups])
+
+    def each_edge(self, track: Track | None = None) -> Tensor:
+        """m with each edge alone cut, [N, S, B]; NaN where there is none."""
+        return self._in_order([group.each_edge(track) for group in self.groups])
+
+    def some_edges(self, edges: Sequence[tuple[int, int]], track: Track | None = None) -> Tensor:
+        """m with each of some edges alone cut, [edges, B]."""
+        return self._in_order([group.some_edges(edges, track) for group in self.groups])
+
+    def subgraphs(self, kept_MNS: Tensor) -> Tensor:
+        """m of subgraphs, [M, B]."""
+        return self._in_order([group.subgraphs(kept_MNS) for group in self.groups])
+
+    def without(self, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
+        """m of a subgraph without each of some of its edges alone, [edges, B]."""
+        return self._in_order([group.without(kept_NS, edges) for group in self.groups])
+
+    def each_faithfulness(self, m_MB: Tensor) -> Tensor:
+        """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F
+        is the mean of it."""
+        return (m_MB - self.corrupted_B) / (self.clean_B - self.corrupted_B).mean()
+
+    def faithfulness_of(self, m_MB: Tensor) -> list[float]:
+        """F of each line: 1 for the whole model's mean m, 0 for the corrupted one."""
+        return self.each_faithfulness(m_MB).mean(-1).tolist()
+
+    def faithfulness(self, kept_MNS: Tensor) -> list[float]:
+        """F of subgraphs."""
+        return self.faithfulness_of(self.subgraphs(kept_MNS))

@@ -1,0 +1,129 @@
+"""Finding a small subgraph that does a task as the whole model does.
+
+    F(C) = (m(C) - m(corrupted)) / (m(full) - m(corrupted))        m: mean logit difference
+
+A shortlist by score, connected and as short as the bound allows (greedy, Hanna et al. 2024, arXiv 2403.17806); then
+exact pruning: edges are taken out, those first whose removal changes F least, until none is left that could go alone. F
+above 1 is as bad as below: the bound b asks for b <= F <= 2 - b.
+
+Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.pairruns import Track
+from patchclamp.circuits.runs import Runs
+
+SIZES = 8
+"""Subgraphs tried at once."""
+GROWTH = 1.5
+"""How much larger than the last each subgraph is that is tried first."""
+
+
+def greedy(graph: Graph, scores_NS: Tensor, n_edges: int) -> Tensor:
+    """A connected subgraph of at most so many edges, [N, S]: from the logits back, always the edge of the largest score
+    into what is in it; counted after what hangs loose is taken away."""
+    size_NS = scores_NS.abs()
+    kept = torch.zeros_like(graph.edges)
+    heap: list[tuple[float, int, int]] = []
+    inside: set[int] = set()
+
+    def take_in(destination: int) -> None:
+        if destination not in inside:
+            inside.add(destination)
+            for source in range(graph.destinations[destination].reach):
+                heapq.heappush(heap, (-float(size_NS[destination, source]), destination, source))
+
+    take_in(len(graph.destinations) - 1)
+    best = kept.clone()
+    while heap:
+        _, destination, source = heapq.heappop(heap)
+        kept[destination, source] = True
+        for place in graph.feeds[source]:
+            take_in(place)
+        whole = graph.connected(kept)
+        if int(whole.sum()) > n_edges:
+            break
+        best = whole
+    return best
+
+
+class Pruned(NamedTuple):
+    """A subgraph from which no edge can go."""
+
+    kept: Tensor
+    """[N, S]."""
+    faithfulness: float
+    without: dict[tuple[int, int], Tensor]
+    """m without each remaining edge (destination, source), [B]."""
+
+
+def shortlist(runs: Runs, scores_NS: Tensor, bound: float) -> Tensor:
+    """The shortest greedy subgraph found that keeps the bound: of sizes that grow by half each time, and then of some
+    between the last two. The whole graph keeps every bound."""
+    n, least = runs.graph.n_edges, 8
+    sizes = [min(n, round(least * GROWTH**i)) for i in range(1 + math.ceil(math.log(n / least, GROWTH)))]
+    first = _first_that_holds(runs, scores_NS, sizes, bound)
+    before = sizes[sizes.index(first) - 1] if first > least else 1
+    between = sorted({before + (first - before) * i // SIZES for i in range(1, SIZES)} - {before, first})
+    return greedy(runs.graph, scores_NS, _first_that_holds(runs, scores_NS, [*between, first], bound))
+
+
+def _first_that_holds(runs: Runs, scores_NS: Tensor, sizes: Sequence[int], bound: float) -> int:
+    """The first size whose greedy subgraph keeps the bound; the last if none before does."""
+    for i in range(0, len(sizes), SIZES):
+        some = sizes[i : i + SIZES]
+        tried = torch.stack([greedy(runs.graph, scores_NS, size) for size in some])
+        for size, faithfulness in zip(some, runs.faithfulness(tried), strict=True):
+            if holds(faithfulness, bound):
+                return size
+    return sizes[-1]
+
+
+def holds(faithfulness: float, bound: float) -> bool:
+    """Whether a faithfulness is within the bound on either side of 1."""
+    return bound <= faithfulness <= 2 - bound
+
+
+def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Pruned:
+    """Take edges out until none can go alone without F leaving the bound. Each round measures every edge's removal
+    exactly, then takes out as many of the least important ones as the bound allows."""
+    graph = runs.graph
+    rounds = itertools.count()
+    for _ in track(rounds, "pruning edges", None) if track else rounds:
+        edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
+        now = runs.faithfulness(kept_NS[None])[0]
+        m_EB = runs.without(kept_NS, edges)
+        alone = runs.faithfulness_of(m_EB)
+        can_go = [i for i, f in enumerate(alone) if holds(f, bound)]
+        if not can_go:
+            return Pruned(kept_NS, now, dict(zip(edges, m_EB, strict=True)))
+        order = sorted(can_go, key=lambda i: abs(alone[i] - now))
+        kept_NS = _as_many(runs, graph, kept_NS, [edges[i] for i in order], bound)
+    raise AssertionError("the rounds do not end")
+
+
+def _as_many(runs: Runs, graph: Graph, kept_NS: Tensor, order: Sequence[tuple[int, int]], bound: float) -> Tensor:
+    """Without the first so many edges of an order that the bound still holds; at least the first."""
+    counts = sorted({max(1, round(len(order) * share)) for share in (0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1)})
+    tried = []
+    for count in counts:
+        fewer = kept_NS.clone()
+        for edge in order[:count]:
+            fewer[edge] = False
+        tried.append(graph.connected(fewer))
+    fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
+    for fewer, good in reversed(list(zip(tried, fine, strict=True))):
+        if good:
+            return fewer
+    return tried[0]

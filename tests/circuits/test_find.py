@@ -1,0 +1,135 @@
+"""Circuits found, certified and measured again."""
+
+import json
+
+import pytest
+from tiny import tiny_model
+
+import patchclamp as pc
+from patchclamp.circuits.certificate import Certificate
+from patchclamp.circuits.material import make_ready
+from patchclamp.errors import FileError, InputError, PromptError, SpecError
+from patchclamp.tasks.circuit import CircuitPair
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs in words of the tiny tokenizer, each with the answer that the tiny model prefers on the clean prompt."""
+    model, path, rows = tiny_model("llama"), tmp_path_factory.mktemp("pairs") / "pairs.jsonl", []
+    for i in range(60):
+        clean, corrupted = f"w{i} w{i + 9} w3 w4", f"w{i} w{(i * 7) % 40 + 40} w3 w4"
+        read = pc.Readout.logit_difference("w50", "w51")
+        a, b = (float(v) for v in model.run([clean, corrupted], read=read))
+        if a > b + 0.3 and a > 0:
+            rows.append({"clean": clean, "corrupted": corrupted, "answer": "w50", "distractor": "w51"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(rows) >= 8
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    return pc.find_circuit(tiny_model("llama"), pairs=str(pairs), prompts=6, heldout=4, controls=4, max_edges=1.0,
+                           out=str(folder)), folder
+
+
+def test_a_circuit_keeps_its_bound_and_cannot_be_less(found):
+    result = found[0].result
+    assert 0.9 <= result.faithfulness <= 1.1
+    assert result.minimal
+    assert result.edges_kept == len(result.certificate.edges) < result.edges_total
+    assert all(not 0.9 <= one.without <= 1.1 for one in result.certificate.edges)
+    assert len(result.random) == 4
+
+
+def test_a_certificate_comes_back_from_its_file(found):
+    record, folder = found
+    assert Certificate.load(folder / "circuit.json") == record.result.certificate
+
+
+def test_a_certificate_holds_when_it_is_measured_again(found):
+    again = pc.verify_circuit(tiny_model("llama"), certificate=str(found[1]))
+    assert again.result.holds and again.result.largest_deviation < 1e-4
+    assert again.verdict.outcome == "supported"
+
+
+def test_a_forged_certificate_does_not(found, tmp_path):
+    forged = json.loads((found[1] / "circuit.json").read_text())
+    forged["edges"].pop()
+    (tmp_path / "circuit.json").write_text(json.dumps(forged))
+    again = pc.verify_circuit(tiny_model("llama"), certificate=str(tmp_path / "circuit.json"))
+    assert not again.result.holds
+    assert again.verdict.outcome == "not supported"
+
+
+def test_another_models_certificate_is_refused(found):
+    with pytest.raises(SpecError, match="load that model"):
+        pc.verify_circuit(tiny_model("gpt2"), certificate=str(found[1]))
+
+
+def test_a_file_that_is_no_certificate_is_refused(pairs, tmp_path):
+    with pytest.raises(FileError, match="no certificate"):
+        Certificate.load(pairs)
+    with pytest.raises(SpecError, match=r"no circuit\.json"):
+        pc.verify_circuit(tiny_model("llama"), certificate=str(tmp_path))
+
+
+@pytest.mark.parametrize("ablation", ["mean", "mean-per-position", "zero"])
+def test_other_ablations_have_circuits_too(pairs, ablation):
+    result = pc.find_circuit(tiny_model("llama"), pairs=str(pairs), prompts=6, heldout=4, controls=0, ablation=ablation,
+                             anyway=True, bound=0.5).result
+    assert result.certificate.ablation == ablation
+    assert 0.5 <= result.faithfulness <= 1.5
+
+
+def test_both_results_draw(found, tmp_path):
+    again = pc.verify_circuit(tiny_model("llama"), certificate=str(found[1]))
+    for record in (found[0], again):
+        assert record.save(tmp_path / "chart.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(("pair", "said"), [
+    (CircuitPair("w1 w2", "w1 w2 w3", "w4", "w5"), "2 tokens"),
+    (CircuitPair("w1 w2", "w1 w3", "w4 w5", "w4 w6"), "begin with the same token"),
+    (CircuitPair("w1 w2", "w1 w2", "w4", "w6"), "the same tokens"),
+])
+def test_pairs_that_do_not_suit_are_refused(pair, said):
+    with pytest.raises(PromptError, match=said):
+        make_ready(tiny_model("llama"), pair)
+
+
+def test_a_bad_row_of_a_file_is_named(tmp_path):
+    rows = [{"clean": "w1 w2", "corrupted": "w1 w3 w4", "answer": "w5", "distractor": "w6"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SpecError, match="row 1"):
+        pc.find_circuit(tiny_model("llama"), pairs=str(tmp_path / "pairs.jsonl"))
+
+
+def test_a_task_the_model_cannot_do_is_refused_unless_told(pairs, tmp_path):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    turned = [{**row, "answer": row["distractor"], "distractor": row["answer"]} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in turned))
+    with pytest.raises(SpecError, match="cannot do"):
+        pc.find_circuit(tiny_model("llama"), pairs=str(tmp_path / "pairs.jsonl"), prompts=6)
+
+
+def test_neither_task_nor_pairs_or_both_is_an_error(pairs):
+    for fields in ({}, {"task": "ioi", "pairs": str(pairs)}):
+        with pytest.raises(SpecError, match="either a task"):
+            pc.find_circuit(tiny_model("llama"), **fields)
+    with pytest.raises(InputError, match="no task"):
+        pc.find_circuit(tiny_model("llama"), task="nothing")
+
+
+@pytest.mark.weights
+def test_a_few_edges_of_gemma_tell_the_indirect_object(gemma):
+    record = pc.find_circuit(gemma, task="ioi", prompts=8, heldout=8, controls=12)
+    result = record.result
+    assert result.edges_total == 5644
+    assert result.edges_kept <= 0.02 * 5644
+    assert result.minimal
+    assert 0.9 <= result.faithfulness <= 1.1
+    assert result.faithfulness_heldout > 0.8
+    assert result.faithfulness_others > 0.8
+    assert record.verdict.outcome == "supported"

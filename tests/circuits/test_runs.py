@@ -1,0 +1,113 @@
+"""Runs with edges cut: against the engine's edits, one edge at a time, in every family."""
+
+import pytest
+import torch
+from cut import CHOICES, cut_by_edits, difference, pairs, same, tiny_runs
+from tiny import CONFIGS, SPREAD, tiny_model
+
+from patchclamp.circuits.graph import Graph
+from patchclamp.circuits.runs import Runs
+from patchclamp.errors import UnsupportedModel
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_whole_graph_is_the_model_and_none_of_it_the_corrupted_run(name):
+    runs = tiny_runs(name)
+    clean, corrupted = pairs()
+    model = runs.groups[0].model
+    m = runs.subgraphs(torch.stack([runs.graph.edges, torch.zeros_like(runs.graph.edges)]))
+    for line, prompts in zip(m, (clean, corrupted), strict=True):
+        assert same(line, [difference(model, p, c) for p, c in zip(prompts, CHOICES, strict=True)], 1e-5)
+    assert runs.faithfulness(runs.graph.edges[None])[0] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [*SPREAD, "cohere", "phi-qk-norm", "qwen3", "stablelm-parallel"])
+def test_an_edge_cut_alone_is_what_edits_make_of_it(name):
+    runs = tiny_runs(name)
+    graph, model = runs.graph, runs.groups[0].model
+    m_NSB = runs.each_edge()
+    clean, corrupted = pairs()
+    edges = graph.edges.nonzero()
+    some = edges[torch.randperm(len(edges), generator=torch.Generator().manual_seed(0))[:12]].tolist()
+    for d, s in (*some, [len(graph.destinations) - 1, 2]):
+        for b in (0, 2):
+            brute = cut_by_edits(model, clean[b], corrupted[b], CHOICES[b], graph.sources[s], graph.destinations[d])
+            assert float(m_NSB[d, s, b]) == pytest.approx(brute, abs=2e-5), graph.name(d, s)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom"])
+def test_each_edge_is_the_whole_graph_without_it(name):
+    runs = tiny_runs(name)
+    m_NSB = runs.each_edge()
+    assert same(m_NSB.isnan().any(-1), ~runs.graph.edges)
+    edges = [(int(d), int(s)) for d, s in runs.graph.edges.nonzero()]
+    assert same(runs.without(runs.graph.edges, edges), torch.stack([m_NSB[edge] for edge in edges]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "falcon-new"])
+def test_going_on_from_a_subgraphs_run_is_running_it_whole(name):
+    runs = tiny_runs(name)
+    kept = runs.graph.edges & (torch.rand(runs.graph.edges.shape, generator=torch.Generator().manual_seed(1)) < 0.4)
+    edges = [(int(d), int(s)) for d, s in kept.nonzero()]
+    without = []
+    for edge in edges:
+        fewer = kept.clone()
+        fewer[edge] = False
+        without.append(fewer)
+    assert same(runs.without(kept, edges), runs.subgraphs(torch.stack(without)))
+
+
+def test_prompts_of_several_lengths_come_back_in_their_order():
+    model = tiny_model("llama", double=True)
+    clean, corrupted = pairs((6, 8, 6))
+    runs = Runs(model, Graph.of(model.anatomy), clean, corrupted, CHOICES)
+    assert same(runs.clean_B, [difference(model, p, c) for p, c in zip(clean, CHOICES, strict=True)], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "cohere", "gptj"])
+def test_copies_of_keys_and_values_change_nothing_and_cut_together_are_the_key_or_value(name):
+    grouped, copied = tiny_runs(name), tiny_runs(name, grouped=False)
+    assert same(copied.clean_B, grouped.clean_B) and same(copied.corrupted_B, grouped.corrupted_B)
+    graph, wide = grouped.graph, copied.graph
+    share = graph.n_heads // graph.n_kv_heads
+    for source in ("embed", "head.0.1", "mlp.0"):
+        kept, kept_wide = graph.edges.clone(), wide.edges.clone()
+        for point in "kv":
+            kept[graph.find(f"{source}->{point}.2.1")] = False
+            for head in range(share, 2 * share):
+                kept_wide[wide.find(f"{source}->{point}.2.{head}")] = False
+        assert same(copied.subgraphs(kept_wide[None]), grouped.subgraphs(kept[None]))
+
+
+def test_edges_of_copies_are_exact_and_attributed_one_by_one():
+    runs = tiny_runs("llama", grouped=False)
+    edge = runs.graph.find("mlp.0->k.2.3")
+    kept = runs.graph.edges.clone()
+    kept[edge] = False
+    assert same(runs.each_edge()[edge], runs.subgraphs(kept[None])[0])
+    grouped = tiny_runs("llama")
+    both = sum(runs.attribution()[runs.graph.find(f"mlp.0->k.2.{head}")] for head in (2, 3))
+    assert same(both, grouped.attribution()[grouped.graph.find("mlp.0->k.2.1")], 1e-6)
+
+
+def test_copies_need_keys_and_values_of_their_own_module():
+    with pytest.raises(UnsupportedModel, match="leave the graph grouped"):
+        tiny_runs("phi3", grouped=False)
+
+
+def test_too_many_prompts_for_one_pass_are_run_in_parts(monkeypatch):
+    usual = tiny_runs("llama", lengths=(7, 7, 7))
+    monkeypatch.setattr("patchclamp.circuits.runs.HELD", 1)
+    parted = tiny_runs("llama", lengths=(7, 7, 7))
+    assert (len(usual.groups), len(parted.groups)) == (1, 3)
+    kept = usual.graph.edges & (torch.rand(usual.graph.edges.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+    assert same(parted.subgraphs(kept[None]), usual.subgraphs(kept[None]))
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny_model("llama", double=True)
+    before = difference(model, pairs()[0][0], (5, 6))
+    runs = tiny_runs("llama")
+    runs.without(runs.graph.edges, [(20, 1)])
+    assert difference(model, pairs()[0][0], (5, 6)) == before
+    assert not any("forward" in vars(block) for block in model.anatomy.blocks)
