@@ -111,3 +111,13 @@ def test_the_model_is_left_as_it_was():
     runs.without(runs.graph.edges, [(20, 1)])
     assert difference(model, pairs()[0][0], (5, 6)) == before
     assert not any("forward" in vars(block) for block in model.anatomy.blocks)
+
+
+def test_a_forward_that_another_library_has_put_there_stays(monkeypatch):
+    block = tiny_model("llama", double=True).anatomy.blocks[0]
+    usual = block.forward
+    monkeypatch.setattr(block, "forward", lambda *args, **kwargs: usual(*args, **kwargs), raising=False)
+    put = vars(block)["forward"]
+    runs = tiny_runs("llama")
+    runs.without(runs.graph.edges, [(20, 1)])
+    assert vars(block)["forward"] is put

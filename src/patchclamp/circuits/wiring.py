@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -81,14 +81,17 @@ def _passed_over(blocks: Sequence[Any], gives_tuple: bool) -> Iterator[None]:
     def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states, None) if gives_tuple else hidden_states
 
+    own = [vars(block).get("forward") for block in blocks]  # what a library that spreads devices has put there
     try:
         for block in blocks:
             block.forward = hand_on
         yield
     finally:
-        for block in blocks:
-            with suppress(AttributeError):
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
                 del block.forward
+            else:
+                block.forward = forward
 
 
 class Wiring:
