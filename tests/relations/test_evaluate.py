@@ -169,6 +169,14 @@ def test_what_was_measured_is_not_measured_again_and_goes_into_a_table(linear, l
     assert table.save(tmp_path / "table.svg").read_text().startswith("<svg")
 
 
+def test_several_relations_are_points_coloured_by_kind(linear, linear_file, tmp_path):
+    """Each chart has colours of its own: a kind that the bars do not know would not be drawn."""
+    shutil.copy(linear_file, tmp_path / "again.json")
+    record = evaluate_relations(linear, files=[linear_file, str(tmp_path / "again.json")])
+    kind = record.result.relations[0].category
+    assert f">{kind}</text>" in record.save(tmp_path / "chart.svg").read_text()
+
+
 def test_two_models_of_one_name_are_told_apart_by_their_weights(linear, linear_file, tmp_path):
     evaluate_relations(linear, files=[linear_file], store=str(tmp_path))
     (path,) = tmp_path.rglob("*.json")

@@ -24,7 +24,8 @@ def relations_chart(result: Relations) -> alt.TopLevelMixin:
     """Of several relations bars with intervals and one share against the other; of one relation its layers."""
     if len(result.relations) == 1:
         return styled(_layers(result.relations[0]))
-    return styled(alt.vconcat(_bars(result.relations), _plane([(result.model, one) for one in result.relations])))
+    plane = _plane([(result.model, one) for one in result.relations])
+    return styled(alt.vconcat(_bars(result.relations), plane).resolve_scale(color="independent"))
 
 
 def _bars(rows: list[RelationRow]) -> alt.LayerChart:
