@@ -100,8 +100,8 @@ class _Prompt(NamedTuple):
 def flow(model: Model, spec: FlowSpec, progress: Progress) -> Outcome:
     """Block attention to the tokens of each role, block after block, and see when the answer is lost.
 
-    The verdict is about the role whose blocking costs most: does it cost more, on prompts that the window was not
-    chosen on, than blocking as many random tokens does?
+    The verdict is about the role whose blocking costs most, the rest left aside: does it cost more, on prompts that the
+    window was not chosen on, than blocking as many random tokens of the rest does?
     """
     found = material(model, spec)
     looked, tested = ([_prompt(pair) for pair in pairs] for pairs in (found.search, found.heldout))
@@ -119,7 +119,8 @@ def flow(model: Model, spec: FlowSpec, progress: Progress) -> Outcome:
         shown = model.decode([looked[0].ids[t] for t in _tokens(looked[0], name, read, rng)])
         roles.append(RoleFlow(role=name, words=shown, peak=int(effects_LB.mean(1).argmin()), points=points))
     result = Flow(to=spec.to, window=spec.window, probability=float(before.mean()), roles=roles, prompts=len(looked))
-    best = min((one for one in roles if one.role in read), key=lambda one: one.points[one.peak].effect.mean)
+    named = [one for one in roles if one.role in read and one.role != REST]  # random words are drawn from the rest
+    best = min(named, key=lambda one: one.points[one.peak].effect.mean)
     without = np.array(_probabilities(model, tested, [() for _ in tested]))
     effect = _effects(model, tested, without, best.role, best.peak, spec, rng)
     control = [_effects(model, tested, without, RANDOM, best.peak, spec, rng, best.role) for _ in range(spec.controls)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from patchclamp.tour.stop import GEMMA, SMOLLM2, Stop
 
 SMALL = {"prompts": 8, "heldout": 8}
+"""For what is read off prompts one by one; a circuit is looked for on as many as by default."""
 
 CIRCUITS: tuple[Stop, ...] = (
     Stop(
@@ -12,12 +13,12 @@ CIRCUITS: tuple[Stop, ...] = (
         "When Mary and John went to the store, John gave a drink to … Mary. The model has thousands of edges between "
         "its heads and MLPs. Everything but a few is set to what it would be if Mary gave; which few are enough, so "
         "that none of them can go? Do they do it with names and sentences they were not looked for on?",
-        GEMMA, "circuits.find", {"task": "ioi", **SMALL},
+        GEMMA, "circuits.find", {"task": "ioi"},
     ),
     Stop(
         "The same task in the other model",
         "Twelve times as many edges, other weights. Is its circuit as small, and is it the same idea?",
-        SMOLLM2, "circuits.find", {"task": "ioi", **SMALL},
+        SMOLLM2, "circuits.find", {"task": "ioi"},
     ),
     Stop(
         "What the heads do",
