@@ -14,7 +14,7 @@ from patchclamp.circuits.search import greedy
 def test_random_circuits_have_as_many_edges_into_each_block(name, size):
     graph = Graph.of(tiny_model(name).anatomy)
     scores = torch.rand(graph.edges.shape, generator=torch.Generator().manual_seed(3)) * graph.edges
-    kept = greedy(graph, scores, size)
+    kept = greedy(graph, scores, [size])[0]
     drawn = random_circuits(graph, kept, 8, seed=0)
     for one in drawn:
         assert graph.connected(one).equal(one)

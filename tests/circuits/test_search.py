@@ -16,14 +16,31 @@ def scored(name):
 @pytest.mark.parametrize("size", [1, 5, 20, 60])
 def test_a_greedy_subgraph_hangs_together_and_keeps_to_its_size(size):
     runs, scores = scored("llama")
-    kept = greedy(runs.graph, scores, size)
+    kept = greedy(runs.graph, scores, [size])[0]
     assert kept.sum() <= size
     assert runs.graph.connected(kept).equal(kept)
 
 
+def test_greedy_subgraphs_are_those_of_taking_edge_after_edge():
+    """The slow way: count what hangs together after each edge."""
+    runs, scores = scored("gptj")
+    graph, kept = runs.graph, torch.zeros_like(runs.graph.edges)
+    inside, best = {len(graph.destinations) - 1}, {}
+    while not kept.equal(graph.edges):
+        open_ = [(d, s) for d in inside for s in range(graph.destinations[d].reach) if not kept[d, s]]
+        d, s = max(open_, key=lambda edge: float(scores[edge].abs()))
+        kept[d, s] = True
+        inside |= set(graph.feeds[s])
+        whole = graph.connected(kept)
+        best[int(whole.sum())] = whole
+    for size in (3, 10, 40):
+        expected = best[max(n for n in best if n <= size)]
+        assert greedy(graph, scores, [size])[0].equal(expected)
+
+
 def test_a_greedy_subgraph_of_all_edges_is_the_graph():
     runs, scores = scored("gpt2")
-    assert greedy(runs.graph, scores, runs.graph.n_edges).equal(runs.graph.edges)
+    assert greedy(runs.graph, scores, [runs.graph.n_edges])[0].equal(runs.graph.edges)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gptj"])

@@ -124,10 +124,10 @@ def evaluate_circuits(model: Model, spec: EvaluateCircuitsSpec, progress: Progre
     solved = require_solved(looked, spec.anyway, spec.task or "the file")
     each_NSB = scored(looked, spec.method, spec.steps, progress)
     sizes = [max(1, round(fraction * graph.n_edges)) for fraction in spec.fractions]
-    circuits = [greedy(graph, each_NSB.mean(-1), size) for size in sizes]
-    ours = heldout.faithfulness(torch.stack(circuits))
+    circuits = greedy(graph, each_NSB.mean(-1), sizes)
+    ours = heldout.faithfulness(circuits)
     generator = torch.Generator().manual_seed(spec.seed)
-    theirs = [heldout.faithfulness(torch.stack([greedy(graph, scores, size) for size in sizes]))
+    theirs = [heldout.faithfulness(greedy(graph, scores, sizes))
               for scores in progress.track([torch.rand(graph.edges.shape, generator=generator)
                                             for _ in range(spec.controls)], "random rankings", spec.controls)]
     cpr, cmd = areas(spec.fractions, ours)
@@ -152,7 +152,7 @@ def areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[fl
 
 
 def _overlaps(
-    graph: Graph, each_NSB: Tensor, sizes: Sequence[int], circuits: Sequence[Tensor], spec: EvaluateCircuitsSpec
+    graph: Graph, each_NSB: Tensor, sizes: Sequence[int], circuits: Tensor, spec: EvaluateCircuitsSpec
 ) -> list[float]:
     """By size, the mean Jaccard index of the circuit and those of resampled prompts."""
     n = each_NSB.shape[-1]
@@ -161,14 +161,13 @@ def _overlaps(
     for _ in range(spec.resamples):
         drawn = torch.randint(n, (n,), generator=generator)
         scores_NS = each_NSB[..., drawn].mean(-1)
-        for overlaps, size, kept in zip(found, sizes, circuits, strict=True):
-            other = greedy(graph, scores_NS, size)
+        for overlaps, other, kept in zip(found, greedy(graph, scores_NS, sizes), circuits, strict=True):
             overlaps.append(float((kept & other).sum() / (kept | other).sum().clamp(min=1)))
     return [float(np.mean(overlaps)) for overlaps in found]
 
 
 def _random(
-    graph: Graph, runs: Runs, spec: EvaluateCircuitsSpec, circuits: Sequence[Tensor]
+    graph: Graph, runs: Runs, spec: EvaluateCircuitsSpec, circuits: Tensor
 ) -> list[RandomPoint]:
     points = []
     for fraction, kept in zip(spec.fractions, circuits, strict=True):

@@ -30,32 +30,47 @@ GROWTH = 1.5
 """How much larger than the last each subgraph is that is tried first."""
 
 
-def greedy(graph: Graph, scores_NS: Tensor, n_edges: int) -> Tensor:
-    """A connected subgraph of at most so many edges, [N, S]: from the logits back, always the edge of the largest score
-    into what is in it; counted after what hangs loose is taken away."""
-    size_NS = scores_NS.abs()
+def greedy(graph: Graph, scores_NS: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Connected subgraphs of at most so many edges each, [sizes, N, S]: from the logits back, always the edge of the
+    largest score into what is in already; counted after what hangs loose is taken away."""
+    order = _order(graph, scores_NS)
+    found = []
+    for size in sizes:
+        low, high = 0, len(order)  # more edges never take away from what hangs together
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if int(_first(graph, order, middle).sum()) <= size else (low, middle - 1)
+        found.append(_first(graph, order, low))
+    return torch.stack(found)
+
+
+def _first(graph: Graph, order: Tensor, n: int) -> Tensor:
+    """What hangs together of the first edges of an order, [N, S]."""
     kept = torch.zeros_like(graph.edges)
+    kept[order[:n, 0], order[:n, 1]] = True
+    return graph.connected(kept)
+
+
+def _order(graph: Graph, scores_NS: Tensor) -> Tensor:
+    """All edges as (destination, source) in the order they are taken in, [edges, 2]."""
+    size_NS = scores_NS.abs().tolist()
     heap: list[tuple[float, int, int]] = []
     inside: set[int] = set()
+    order: list[tuple[int, int]] = []
 
     def take_in(destination: int) -> None:
         if destination not in inside:
             inside.add(destination)
             for source in range(graph.destinations[destination].reach):
-                heapq.heappush(heap, (-float(size_NS[destination, source]), destination, source))
+                heapq.heappush(heap, (-size_NS[destination][source], destination, source))
 
     take_in(len(graph.destinations) - 1)
-    best = kept.clone()
     while heap:
         _, destination, source = heapq.heappop(heap)
-        kept[destination, source] = True
+        order.append((destination, source))
         for place in graph.feeds[source]:
             take_in(place)
-        whole = graph.connected(kept)
-        if int(whole.sum()) > n_edges:
-            break
-        best = whole
-    return best
+    return torch.tensor(order)
 
 
 class Pruned(NamedTuple):
@@ -76,15 +91,14 @@ def shortlist(runs: Runs, scores_NS: Tensor, bound: float) -> Tensor:
     first = _first_that_holds(runs, scores_NS, sizes, bound)
     before = sizes[sizes.index(first) - 1] if first > least else 1
     between = sorted({before + (first - before) * i // SIZES for i in range(1, SIZES)} - {before, first})
-    return greedy(runs.graph, scores_NS, _first_that_holds(runs, scores_NS, [*between, first], bound))
+    return greedy(runs.graph, scores_NS, [_first_that_holds(runs, scores_NS, [*between, first], bound)])[0]
 
 
 def _first_that_holds(runs: Runs, scores_NS: Tensor, sizes: Sequence[int], bound: float) -> int:
     """The first size whose greedy subgraph keeps the bound; the last if none before does."""
     for i in range(0, len(sizes), SIZES):
         some = sizes[i : i + SIZES]
-        tried = torch.stack([greedy(runs.graph, scores_NS, size) for size in some])
-        for size, faithfulness in zip(some, runs.faithfulness(tried), strict=True):
+        for size, faithfulness in zip(some, runs.faithfulness(greedy(runs.graph, scores_NS, some)), strict=True):
             if holds(faithfulness, bound):
                 return size
     return sizes[-1]
