@@ -71,7 +71,7 @@ def test_another_models_certificate_is_refused(found):
 def test_a_file_that_is_no_certificate_is_refused(pairs, tmp_path):
     with pytest.raises(FileError, match="no certificate"):
         Certificate.load(pairs)
-    with pytest.raises(SpecError, match=r"no circuit\.json"):
+    with pytest.raises(FileError, match=r"circuit\.json"):
         pc.verify_circuit(tiny_model("llama"), certificate=str(tmp_path))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cut import CHOICES, cut_by_edits, difference, pairs, same, tiny_runs
-from tiny import CONFIGS, SPREAD, tiny_model
+from tiny import CONFIGS, tiny_model
 
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.runs import Runs
@@ -21,7 +21,7 @@ def test_the_whole_graph_is_the_model_and_none_of_it_the_corrupted_run(name):
     assert runs.faithfulness(runs.graph.edges[None])[0] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", [*SPREAD, "cohere", "phi-qk-norm", "qwen3", "stablelm-parallel"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_an_edge_cut_alone_is_what_edits_make_of_it(name):
     runs = tiny_runs(name)
     graph, model = runs.graph, runs.groups[0].model

@@ -46,14 +46,12 @@ def test_a_greedy_subgraph_of_all_edges_is_the_graph():
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gptj"])
 def test_no_edge_of_a_pruned_subgraph_can_go(name):
     runs, scores = scored(name)
-    found = prune(runs, shortlist(runs, scores, 0.9), 0.9)
-    assert holds(runs.faithfulness(found.kept[None])[0], 0.9)
-    assert len(found.without) == found.kept.sum()
-    for edge, m_B in found.without.items():
-        fewer = found.kept.clone()
-        fewer[edge] = False
+    kept = prune(runs, shortlist(runs, scores, 0.9), 0.9)
+    assert holds(runs.faithfulness(kept[None])[0], 0.9)
+    for d, s in kept.nonzero().tolist():
+        fewer = kept.clone()
+        fewer[d, s] = False
         assert not holds(runs.faithfulness(fewer[None])[0], 0.9)
-        assert torch.allclose(runs.subgraphs(fewer[None])[0], m_B)
 
 
 def test_a_shortlist_keeps_the_bound_or_is_the_graph():

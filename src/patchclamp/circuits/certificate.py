@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from patchclamp.forward import Model
 
 
+NAME = "circuit.json"
+"""A certificate's file in its folder."""
+
+
 class CertifiedEdge(Part):
     """One edge of the circuit."""
 
@@ -93,8 +97,9 @@ class Certificate(Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
-        """Read one. FileError if the file is none."""
-        place = locate_file(path)
+        """Read one, from its file or from the folder that it was written into. FileError if there is none."""
+        place = Path(path).expanduser()
+        place = locate_file(place / NAME if place.is_dir() else path)
         try:
             return cls.model_validate_json(place.read_text("utf-8"))
         except (ValidationError, UnicodeDecodeError) as error:

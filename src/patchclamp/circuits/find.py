@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from patchclamp.circuits.certificate import Certificate, certify
+from patchclamp.circuits.certificate import NAME, Certificate, certify
 from patchclamp.circuits.controls import random_circuits
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
 from patchclamp.circuits.search import prune, shortlist
-from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
@@ -112,14 +111,14 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     solved = require_solved(runs, spec.anyway, what)
     scores_NS = runs.attribution(spec.steps).mean(-1)
     first = shortlist(runs, scores_NS, spec.bound)
-    pruned = prune(runs, first, spec.bound, progress.track)
-    certificate = certify(model, pruned.kept, (found.search, runs), found.heldout, found.others, what, spec.bound,
+    kept = prune(runs, first, spec.bound, progress.track)
+    certificate = certify(model, kept, (found.search, runs), found.heldout, found.others, what, spec.bound,
                           spec.ablation, spec.seed)
     random: list[float] = []
     verdict = None
     if spec.controls:
         random, verdict = _beside_random(model, graph, spec, certificate)
-    path = certificate.save(Path(spec.out) / "circuit.json") if spec.out else None
+    path = certificate.save(Path(spec.out) / NAME) if spec.out else None
     result = Circuit(
         shape=Shape(heads=graph.n_heads, keys=graph.n_keys), edges_total=graph.n_edges,
         edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
@@ -147,13 +146,3 @@ def _beside_random(
             f"The circuit needs {len(certificate.edges)} edges, more than {spec.max_edges:.1%} of {graph.n_edges}, "
             f"which does not support that few edges do {certificate.task}.")})
     return each_GB.mean(-1).tolist(), verdict
-
-
-def folder_of_certificate(path: str) -> str:
-    """A certificate's file, of itself or of its folder. SpecError if the folder has none."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        if not (place / "circuit.json").is_file():
-            raise SpecError(f"{place} holds no circuit.json; circuits find --out writes one there")
-        return str(place / "circuit.json")
-    return path

@@ -12,10 +12,8 @@ Shape suffixes: B prompts, M subgraphs, S sources, N destinations.
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,16 +71,6 @@ def _order(graph: Graph, scores_NS: Tensor) -> Tensor:
     return torch.tensor(order)
 
 
-class Pruned(NamedTuple):
-    """A subgraph from which no edge can go."""
-
-    kept: Tensor
-    """[N, S]."""
-    faithfulness: float
-    without: dict[tuple[int, int], Tensor]
-    """m without each remaining edge (destination, source), [B]."""
-
-
 def shortlist(runs: Runs, scores_NS: Tensor, bound: float) -> Tensor:
     """The shortest greedy subgraph found that keeps the bound: of sizes that grow by half each time, and then of some
     between the last two. The whole graph keeps every bound."""
@@ -109,22 +97,21 @@ def holds(faithfulness: float, bound: float) -> bool:
     return bound <= faithfulness <= 2 - bound
 
 
-def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Pruned:
-    """Take edges out until none can go alone without F leaving the bound. Each round measures every edge's removal
-    exactly, then takes out as many of the least important ones as the bound allows."""
-    graph = runs.graph
-    rounds = itertools.count()
+def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Tensor:
+    """What is left [N, S] when edges are taken out until none can go alone without F leaving the bound. Each round
+    measures every edge's removal exactly, then takes out as many of the least important ones as the bound allows,
+    and at least one."""
+    rounds = range(int(kept_NS.sum()))
     for _ in track(rounds, "pruning edges", None) if track else rounds:
         edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
         now = runs.faithfulness(kept_NS[None])[0]
-        m_EB = runs.without(kept_NS, edges)
-        alone = runs.faithfulness_of(m_EB)
+        alone = runs.faithfulness_of(runs.without(kept_NS, edges))
         can_go = [i for i, f in enumerate(alone) if holds(f, bound)]
         if not can_go:
-            return Pruned(kept_NS, now, dict(zip(edges, m_EB, strict=True)))
+            break
         order = sorted(can_go, key=lambda i: abs(alone[i] - now))
-        kept_NS = _as_many(runs, graph, kept_NS, [edges[i] for i in order], bound)
-    raise AssertionError("the rounds do not end")
+        kept_NS = _as_many(runs, runs.graph, kept_NS, [edges[i] for i in order], bound)
+    return kept_NS
 
 
 def _as_many(runs: Runs, graph: Graph, kept_NS: Tensor, order: Sequence[tuple[int, int]], bound: float) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 
 from patchclamp.circuits.certificate import Certificate, certify
-from patchclamp.circuits.find import folder_of_certificate
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import runs_of
 from patchclamp.errors import SpecError
@@ -70,7 +69,7 @@ def verify_circuit(model: Model, spec: VerifySpec, progress: Progress) -> Outcom
 
     The verdict asks whether every number comes out as certified.
     """
-    old = Certificate.load(folder_of_certificate(spec.certificate))
+    old = Certificate.load(spec.certificate)
     if old.weights != model.weights_hash:
         raise SpecError(f"the certificate is of {old.model} (weights {old.weights[:12]}), not of {model.name} "
                         f"({model.weights_hash[:12]}); load that model")

@@ -16,11 +16,6 @@ CIRCUITS: tuple[Stop, ...] = (
         GEMMA, "circuits.find", {"task": "ioi"},
     ),
     Stop(
-        "The same task in the other model",
-        "Twelve times as many edges, other weights. Is its circuit as small, and is it the same idea?",
-        SMOLLM2, "circuits.find", {"task": "ioi"},
-    ),
-    Stop(
         "What the heads do",
         "Which heads matter most to the task, where does the last token look through them, and what do they copy? A "
         "head gets a name only where the numbers are clear.",
