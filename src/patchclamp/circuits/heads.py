@@ -31,7 +31,7 @@ from patchclamp.evidence.verdict import Interval, Verdict, judge
 from patchclamp.forward import Edit, Model, Plan, Readout
 from patchclamp.forward.decompose import direct_run, take_apart
 from patchclamp.forward.frozen import FrozenUnembedding, exact, into_stream
-from patchclamp.model.anatomy import part, weight_in_out
+from patchclamp.model.anatomy import part
 
 if TYPE_CHECKING:
     import altair
@@ -189,7 +189,7 @@ def _copies(
     anatomy, out = model.anatomy, []
     for layer in range(model.n_layers):
         out_proj = part(anatomy.blocks[layer], anatomy.family.out_proj)
-        w_HED = weight_in_out(out_proj).reshape(anatomy.n_heads, anatomy.d_head, -1)
+        w_HED = anatomy.head_weights(layer)
         v_HE = v_LTKE[layer][token].repeat_interleave(anatomy.n_heads // anatomy.n_kv_heads, 0)
         path = into_stream(anatomy, layer, "attn", out_proj(z_LHE[layer].reshape(1, -1))[0])
         written_HV = unembedding.written(path.linear(exact(torch.einsum("he,hed->hd", v_HE, w_HED))).to(w_HED))

@@ -27,7 +27,7 @@ from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.inputs import Reading, mlp_entry, reading
 from patchclamp.errors import UnsupportedModel
 from patchclamp.forward.batch import KeyValues, Stop, compute_prefix, first_tensor, prefix_cache, with_first
-from patchclamp.model.anatomy import Anatomy, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, part
 from patchclamp.model.tap import Tap
 
 SAME = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -196,8 +196,7 @@ class Wiring:
     def head_outputs(self, layer: int, z: Tensor, raw: Tensor, n_tokens: int) -> Tensor:
         """What each head adds to the stream [R, H, T, D], of the output projection's input and output."""
         anatomy = self.anatomy
-        out_proj = part(anatomy.blocks[layer], anatomy.family.out_proj)
-        w_HED = weight_in_out(out_proj).reshape(anatomy.n_heads, anatomy.d_head, -1)
+        w_HED = anatomy.head_weights(layer)
         z_RTHE = anatomy.tap("head", layer).read(z, n_tokens)
         n_rows = len(z_RTHE)
         z_HNE = z_RTHE.flatten(0, 1).transpose(0, 1)

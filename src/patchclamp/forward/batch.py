@@ -20,7 +20,7 @@ from patchclamp.errors import EditError
 from patchclamp.forward.attention import attention_weights, change_weights
 from patchclamp.forward.prepare import Job, ReadyEdit, ReadyRead
 from patchclamp.forward.site import Site
-from patchclamp.model.anatomy import Anatomy, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, part
 from patchclamp.model.tap import Tap
 
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -317,8 +317,7 @@ class Batch:
 
     def _read_head_out(self, layer: int, x: Tensor, args: tuple, output: Any) -> Tensor:
         anatomy = self.anatomy
-        out_proj = part(anatomy.blocks[layer], anatomy.family.out_proj)
-        w_HED = weight_in_out(out_proj).reshape(anatomy.n_heads, anatomy.d_head, -1)
+        w_HED = anatomy.head_weights(layer)
         z_RTHE = anatomy.tap("head", layer).read(args[0], self.n_tokens)
         scale = anatomy.post_norm_scale(layer, x)
         for row, index, read in self.reads["head_out", layer]:

@@ -24,7 +24,7 @@ from patchclamp.forward import Model, Plan, Readout, Site
 from patchclamp.forward.frozen import TOLERANCE
 from patchclamp.forward.prepare import check_site
 from patchclamp.forward.site import ALL
-from patchclamp.model.anatomy import Anatomy, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy
 from patchclamp.model.tokens import Encoded, Prompt
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ def wide(x: Tensor) -> Tensor:
 
 def value_norms(anatomy: Anatomy, layer: int, v_TKE: Tensor) -> Tensor:
     """‖v_j W_O‖ for every head and token read from, [H, S]; heads that share a key/value head share its v."""
-    out_proj = part(anatomy.blocks[layer], anatomy.family.out_proj)
-    w_HED = wide(weight_in_out(out_proj).detach()).reshape(anatomy.n_heads, anatomy.d_head, -1)
+    w_HED = wide(anatomy.head_weights(layer).detach())
     v_HTE = _by_head(v_TKE, anatomy.n_heads)
     return torch.stack([(v_TE @ w_ED).norm(dim=-1) for v_TE, w_ED in zip(v_HTE, w_HED, strict=True)])
 

@@ -298,6 +298,11 @@ class Anatomy:
         projection = part(self.hf, self.family.final_projection) if self.family.final_projection else None
         return self.head(hidden if projection is None else projection(hidden), tokens)
 
+    def head_weights(self, layer: int) -> Tensor:
+        """A block's output projection, head by head, [H, E, D]."""
+        out_proj = part(self.blocks[layer], self.family.out_proj)
+        return weight_in_out(out_proj).reshape(self.n_heads, self.d_head, -1)
+
     def post_norm_scale(self, layer: int, raw_attn: Tensor) -> Tensor | float:
         """What one unit of the output projection is multiplied by on its way into the residual stream, in the
         actual run: [B,T,D] for a post-norm (raw_attn [B,T,D] is that norm's input), else the multiplier."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.errors import ModelError, SiteError, UnsupportedModel
-from patchclamp.model.anatomy import Anatomy, family_of, in_features, part, weight_in_out
+from patchclamp.model.anatomy import Anatomy, family_of, in_features, part
 from patchclamp.model.families import FAMILIES, Family
 from patchclamp.model.identity import NORM_EPS, SUM_ULPS, Identity, Pair, compare, compare_bits, compare_rows
 from patchclamp.model.tap import Tap
@@ -236,7 +236,7 @@ def _heads(anatomy: Anatomy, values: Values) -> list[Pair]:
         out_proj = part(block, anatomy.family.out_proj)
         bias = getattr(out_proj, "bias", None)
         wide = torch.promote_types(values["head", layer].dtype, torch.float32)
-        w_HED = weight_in_out(out_proj).reshape(anatomy.n_heads, anatomy.d_head, -1).to(wide)
+        w_HED = anatomy.head_weights(layer).to(wide)
         raw = torch.einsum("bthe,hed->bthd", values["head", layer].to(wide), w_HED).sum(2)
         raw = raw if bias is None else raw + bias
         pairs.append((raw * anatomy.post_norm_scale(layer, raw), values["attn", layer], f"block {layer}"))
