@@ -41,6 +41,35 @@ def cut_by_edits(model, clean, corrupted, choice, source, destination):
     return difference(model, clean, choice, [pc.Edit.set(site, value(model, clean, site, moved))])
 
 
+def subgraph_by_edits(model, graph, kept, clean, corrupted, choice):
+    """m of a connected subgraph, destination after destination and source after source, each by a run of its own. Parts
+    that it has not read what they read in the corrupted run."""
+    wrote = {s: value(model, corrupted, s) for s in graph.sources}
+    delta = {s: torch.zeros_like(wrote[s]) for s in graph.sources}
+    delta["embed"] = value(model, clean, "embed") - wrote["embed"]
+
+    def read(place):
+        destination = graph.destinations[place]
+        middle = destination.point == "mlp" and not model.anatomy.parallel
+        last = destination.point == "logits"
+        site = f"resid.{model.n_layers - 1}" if last else f"resid_{'mid' if middle else 'pre'}.{destination.layer}"
+        carried = sum((delta[graph.sources[s]] for s in kept[place].nonzero()[:, 0].tolist()), torch.tensor(0.0))
+        stream = value(model, corrupted, site) + carried
+        if last:
+            return difference(model, clean, choice, [pc.Edit.set(site, stream)])
+        return value(model, clean, str(destination), [pc.Edit.set(site, stream)])
+
+    for layer in range(graph.n_layers):
+        sites = {i: str(d) for i, d in enumerate(graph.destinations) if d.layer == layer and d.point in "qkv"}
+        edits = [pc.Edit.set(site, read(i)) for i, site in sites.items()]
+        for source in range(graph.before(layer), graph.mlp(layer)):
+            name = graph.sources[source]
+            delta[name] = value(model, clean, name, edits) - wrote[name]
+        place = graph.feeds[graph.mlp(layer)][0]
+        delta[f"mlp.{layer}"] = read(place) - wrote[f"mlp.{layer}"]
+    return read(len(graph.destinations) - 1)
+
+
 def value(model, prompt, site, edits=()):
     """The value at a site; of a source what it writes."""
     site = site.replace("head.", "head_out.") if site.startswith("head.") else site

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from cut import CHOICES, cut_by_edits, difference, pairs, same, tiny_runs
+from cut import CHOICES, cut_by_edits, difference, pairs, same, subgraph_by_edits, tiny_runs
 from tiny import CONFIGS, tiny_model
 
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.runs import Runs
 from patchclamp.errors import UnsupportedModel
+
+NEAR = 1e-6
+"""Gemma's norms count in float32 whatever the model is in."""
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -41,7 +44,54 @@ def test_each_edge_is_the_whole_graph_without_it(name):
     m_NSB = runs.each_edge()
     assert same(m_NSB.isnan().any(-1), ~runs.graph.edges)
     edges = [(int(d), int(s)) for d, s in runs.graph.edges.nonzero()]
-    assert same(runs.without(runs.graph.edges, edges), torch.stack([m_NSB[edge] for edge in edges]))
+    assert same(runs.without(runs.graph.edges, edges), torch.stack([m_NSB[edge] for edge in edges]), NEAR)
+
+
+def some_of(graph, share, seed):
+    """A random connected subgraph."""
+    drawn = torch.rand(graph.edges.shape, generator=torch.Generator().manual_seed(seed))
+    return graph.connected(graph.edges & (drawn < share))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_subgraph_is_what_edits_make_of_it(name):
+    """A large one and one so small that parts of the model need not be run."""
+    runs = tiny_runs(name)
+    clean, corrupted = pairs()
+    for share, seed in ((0.6, 3), (0.12, 4)):
+        kept = some_of(runs.graph, share, seed)
+        brute = subgraph_by_edits(runs.groups[0].model, runs.graph, kept, clean[1], corrupted[1], CHOICES[1])
+        assert float(runs.subgraphs(kept[None])[0, 1]) == pytest.approx(brute, abs=2e-5), share
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gptj", "falcon-new"])
+def test_slopes_are_derivatives_by_how_much_an_edge_is_kept(name):
+    runs = tiny_runs(name)
+    group = runs.groups[1]
+    weights = some_of(runs.graph, 0.7, 5) * torch.rand(runs.graph.edges.shape, dtype=torch.float64,
+                                                      generator=torch.Generator().manual_seed(6))
+    slope = group.slopes(weights)[1]
+    assert slope[~runs.graph.edges].abs().max() == 0
+    edges = (weights != 0).nonzero().tolist()
+    for d, s in edges[:: len(edges) // 12]:
+        there = []
+        for step in (2e-3, -2e-3):
+            weights[d, s] += step
+            there.append(float(group.slopes(weights)[0].sum()))
+            weights[d, s] -= step
+        assert float(slope[d, s]) == pytest.approx((there[0] - there[1]) / 4e-3, rel=5e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom"])
+def test_slopes_of_the_whole_graph_are_attribution_patching(name, monkeypatch):
+    runs = tiny_runs(name)
+    span = float((runs.clean_B - runs.corrupted_B).mean())
+    expected = -runs.attribution().mean(-1) / span
+    faithfulness, slope = runs.slopes(runs.graph.edges)
+    assert faithfulness == pytest.approx(1, abs=1e-5)
+    assert same(slope, expected, 1e-5)
+    monkeypatch.setattr("patchclamp.circuits.subgraphs.GRADED", 1)
+    assert same(runs.slopes(runs.graph.edges)[1], expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3", "falcon-new"])
@@ -54,7 +104,7 @@ def test_going_on_from_a_subgraphs_run_is_running_it_whole(name):
         fewer = kept.clone()
         fewer[edge] = False
         without.append(fewer)
-    assert same(runs.without(kept, edges), runs.subgraphs(torch.stack(without)))
+    assert same(runs.without(kept, edges), runs.subgraphs(torch.stack(without)), NEAR)
 
 
 def test_prompts_of_several_lengths_come_back_in_their_order():

@@ -70,7 +70,7 @@ class _Trace:
         for layer in range(runs.graph.n_layers):
             self._watch(visit, layer)
         with torch.enable_grad():
-            x_RTD = wiring.pass_through(runs.ids_BT[rows_R, runs.start :], visit, runs.prefix, rows_R.tolist(), 0,
+            x_RTD = wiring.pass_through(runs.ids_BT[rows_R, runs.start :], visit, runs.prefix, rows_R.tolist(), (),
                                         embed_RTD.detach().requires_grad_())
             m_R = runs.measure(x_RTD[:, -1], rows_R)
             names = list(self.kept)

@@ -139,16 +139,16 @@ class Graph:
         return tuple(found)
 
     def connected(self, kept_NS: Tensor) -> Tensor:
-        """The edges of a subgraph that lie on a way from the embeddings to the logits, [N, S]: what else it has cannot
-        move the answer. A head is on such a way through any one of its query, key and value."""
+        """The edges of subgraphs that lie on a way from the embeddings to the logits, [..., N, S]: what else they have
+        cannot move the answer. A head is on such a way through any one of its query, key and value."""
         kept = kept_NS & self.edges
-        fed = torch.zeros(len(self.sources), dtype=torch.bool)
-        fed[0] = True
+        fed = torch.zeros((*kept.shape[:-2], len(self.sources)), dtype=torch.bool)
+        fed[..., 0] = True
         for source, places in enumerate(self.feeds[1:], 1):
-            fed[source] = bool((kept[list(places)] & fed).any())
-        used = torch.zeros(len(self.destinations), dtype=torch.bool)
-        used[-1] = True
+            fed[..., source] = (kept[..., places, :] & fed[..., None, :]).any(-1).any(-1)
+        used = torch.zeros(kept.shape[:-1], dtype=torch.bool)
+        used[..., -1] = True
         for source in reversed(range(1, len(self.sources))):
-            if (kept[:, source] & used).any():
-                used[list(self.feeds[source])] = True
-        return kept & fed[None] & used[:, None]
+            needed = (kept[..., source] & used).any(-1, keepdim=True)
+            used[..., self.feeds[source]] |= needed
+        return kept & fed[..., None, :] & used[..., None]

@@ -9,12 +9,14 @@ first on that differ, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from patchclamp.circuits.subgraphs import Known, SubgraphPass, behind, slopes
 from patchclamp.circuits.wiring import Visit, Wiring, prove
 
 if TYPE_CHECKING:
@@ -33,14 +35,16 @@ Track = Callable[[Iterable[Any], str, int | None], Iterator[Any]]
 
 
 @dataclass
-class _Base:
-    """One subgraph's run, to go on from."""
+class _Whole:
+    """A run of the whole model."""
 
     entered: list[Tensor]
     """The streams before the blocks, [B, T, D] each."""
-    delta: Tensor
-    """What the sources wrote less the reference's, [B, S, T, D]."""
-    last: Tensor
+    middle: list[Tensor]
+    """Those that the MLPs read."""
+    wrote: Tensor
+    """What the sources wrote, [B, S, T, D]."""
+    last: Tensor = field(default_factory=lambda: torch.empty(0))
     """The last stream at the last token, [B, D]."""
 
 
@@ -60,13 +64,12 @@ class PairRuns:
         self.start = self._first_difference(other_BT) if ablation == "resample" else 0
         with torch.no_grad(), model.in_turn():
             self.prefix = wiring.prefix(self.ids_BT, self.start)
-            self.entered, self.delta_BSTD, last_BD = self._whole(self.ids_BT, proved=True)
-            self.clean_B = self.measure(last_BD)
-            self.last_BD = last_BD
-            _, wrote_BSTD, last_BD = self._whole(other_BT)
-            self.reference_BSTD = _reference(wrote_BSTD, ablation)
-            self.delta_BSTD -= self.reference_BSTD
-            self.corrupted_B = self.measure(last_BD)
+            whole, other = self._whole(self.ids_BT, proved=True), self._whole(other_BT)
+            self.entered, self.last_BD = whole.entered, whole.last
+            self.clean_B, self.corrupted_B = self.measure(whole.last), self.measure(other.last)
+            self.reference_BSTD = _reference(other.wrote, ablation)
+            self.delta_BSTD = whole.wrote - self.reference_BSTD
+            self.start_BTD, self.ending_BTD = self._starts(whole)
         if ablation != "resample":
             self.corrupted_B = self.subgraphs(torch.zeros_like(self.graph.edges)[None])[0]
 
@@ -85,21 +88,47 @@ class PairRuns:
         """Tokens computed."""
         return self.ids_BT.shape[1] - self.start
 
-    def _whole(self, ids_BT: Tensor, proved: bool = False) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Streams before the blocks, what all sources wrote, and the last stream at the last token."""
-        visit, anatomy = Visit(), self.model.anatomy
+    def _whole(self, ids_BT: Tensor, proved: bool = False) -> _Whole:
+        visit, anatomy, wiring, graph = Visit(), self.model.anatomy, self.wiring, self.graph
         weight = anatomy.unembedding.weight
-        wrote_BSTD = torch.zeros(len(ids_BT), len(self.graph.sources), self.n_tokens, anatomy.d_model,
-                                 dtype=weight.dtype, device=weight.device)
-        entered = self.wiring.keep(visit, wrote_BSTD)
+        wrote_BSTD = torch.zeros(len(ids_BT), len(graph.sources), self.n_tokens, anatomy.d_model, dtype=weight.dtype,
+                                 device=weight.device)
+        whole = _Whole([], [], wrote_BSTD)
+        for layer in range(graph.n_layers):
+            heads = slice(graph.head(layer, 0), graph.mlp(layer))
+
+            def put(out: Tensor, where: slice | int) -> None:
+                wrote_BSTD[:, where] = out
+
+            def middle(x_BTD: Tensor) -> Tensor:
+                whole.middle.append(x_BTD)
+                return x_BTD
+
+            visit.before[anatomy.blocks[layer]].append(whole.entered.append)
+            wiring.on_heads(visit, layer, range(graph.n_heads), self.n_tokens, partial(put, where=heads))
+            wiring.put_mlp(visit, layer, middle)
+            wiring.on_mlp(visit, layer, self.n_tokens, partial(put, where=graph.mlp(layer)))
         seen: dict[tuple[str, int], Tensor] = {}
         if proved:
             for layer in range(anatomy.n_layers):
                 self._look(visit, layer, seen)
-        x_BTD = self.wiring.pass_through(ids_BT[:, self.start :], visit, self.prefix)
+        with wiring.looking_at_mlps():
+            whole.last = wiring.pass_through(ids_BT[:, self.start :], visit, self.prefix)[:, -1]
+        wrote_BSTD[:, 0] = whole.entered[0]
         if proved:
-            prove(self.wiring, entered, wrote_BSTD, seen)
-        return entered, wrote_BSTD, x_BTD[:, -1]
+            prove(wiring, whole.entered, wrote_BSTD, seen)
+        return whole
+
+    def _starts(self, whole: _Whole) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
+        """The reference's streams [B, T, D] before attention (0) and MLP (1) of every block, and the last one at the
+        last token, [B, 1, D]."""
+        graph, found = self.graph, {}
+        for layer in range(graph.n_layers):
+            reach = graph.before(layer)
+            found[layer, 0] = whole.entered[layer] - self.delta_BSTD[:, :reach].sum(1)
+            reach = graph.destinations[graph.feeds[graph.mlp(layer)][0]].reach
+            found[layer, 1] = whole.middle[layer] - self.delta_BSTD[:, :reach].sum(1)
+        return found, (whole.last - self.delta_BSTD[:, :, -1].sum(1))[:, None]
 
     def _look(self, visit: Visit, layer: int, seen: dict[tuple[str, int], Tensor]) -> None:
         for point in "qkv":
@@ -180,7 +209,8 @@ class PairRuns:
 
     def _from_block(self, layer: int, visit: Visit, rows_R: Tensor, x_RTD: Tensor) -> Tensor:
         ids_RT = self.ids_BT[rows_R, self.start :]
-        x_RTD = self.wiring.pass_through(ids_RT, visit, self.prefix, rows_R.tolist(), layer, x_RTD)
+        x_RTD = self.wiring.pass_through(ids_RT, visit, self.prefix, rows_R.tolist(),
+                                         range(layer), x_RTD)
         return self.measure(x_RTD[:, -1], rows_R)
 
     # Subgraphs
@@ -188,95 +218,65 @@ class PairRuns:
     @torch.no_grad()
     def subgraphs(self, kept_MNS: Tensor) -> Tensor:
         """m of subgraphs, [M, B]: every edge of the graph that is not kept is cut."""
-        cut_MNS = self._cut(kept_MNS)
+        kept_MNS = self.graph.connected(kept_MNS)
+        known = Known(torch.tensor([0]), self.delta_BSTD[:, :1])
+        found = []
         with self.model.in_turn():
-            return torch.cat([self._subgraphs(some_MNS) for some_MNS in cut_MNS.split(self._at_once())])
+            for some_MNS in kept_MNS.split(self._at_once(_computed(kept_MNS))):
+                found.append(self._pass(some_MNS, _computed(some_MNS), known).measured())
+        return torch.cat(found)
 
     @torch.no_grad()
     def without(self, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
-        """m of a subgraph without each of some of its edges (destination, source) alone, [edges, B]. What is before the
-        edge's destination is computed once."""
-        graph, at_once = self.graph, self._at_once()
-        cut_NS = self._cut(kept_NS[None])[0]
+        """m of a subgraph without each of some of its edges (destination, source) alone, [edges, B]. Only what is
+        behind the edge is computed anew."""
+        kept_NS = self.graph.connected(kept_NS)
         out_EB = self.clean_B.new_empty(len(edges), self.n_prompts)
         by_layer: dict[int, list[int]] = {}
         for i, (d, _) in enumerate(edges):
-            by_layer.setdefault(graph.destinations[d].layer, []).append(i)
+            by_layer.setdefault(self.graph.destinations[d].layer, []).append(i)
         with self.model.in_turn():
-            base = _Base([], -self.reference_BSTD, self.last_BD)
-            self._subgraphs(cut_NS[None], base=base)
-            for layer, mine in by_layer.items():
-                for i in range(0, len(mine), at_once):
-                    some = mine[i : i + at_once]
-                    fewer_MNS = kept_NS.repeat(len(some), 1, 1)
-                    for row, number in enumerate(some):
-                        fewer_MNS[row, edges[number][0], edges[number][1]] = False
-                    out_EB[some] = self._subgraphs(self._cut(fewer_MNS), layer, base)
+            known = self._known(kept_NS)
+            for mine in by_layer.values():
+                fewer_MNS = kept_NS.repeat(len(mine), 1, 1)
+                for row, number in enumerate(mine):
+                    fewer_MNS[row, edges[number][0], edges[number][1]] = False
+                if self.wiring.heads_together or self.ablation != "resample":  # what hangs loose would say something
+                    fewer_MNS = self.graph.connected(fewer_MNS)
+                places = (fewer_MNS != kept_NS).any(0).any(-1).nonzero()[:, 0].tolist()
+                anew_S = behind(self.wiring, kept_NS, places)[known.sources]
+                anew = known.sources[anew_S].tolist()
+                rest = Known(known.sources[~anew_S], known.delta[:, ~anew_S])
+                at_once = self._at_once(anew)
+                for some, some_MNS in zip(torch.tensor(mine).split(at_once), fewer_MNS.split(at_once), strict=True):
+                    out_EB[some] = self._pass(some_MNS, anew, rest).measured()
         return out_EB
 
-    def _cut(self, kept_MNS: Tensor) -> Tensor:
-        """The edges that are not kept, as numbers. A part that nothing feeds counts as cut off: in a resampled run it
-        writes what the reference says anyway, elsewhere it would write something of its own."""
-        if self.ablation != "resample":
-            kept_MNS = torch.stack([self.graph.connected(kept_NS) for kept_NS in kept_MNS])
-        return (~kept_MNS & self.graph.edges).to(self.delta_BSTD)
+    def slopes(self, weights_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """m [B] of a subgraph whose edges are kept to so much (0 to 1), and the gradient of its sum by these weights,
+        [N, S]: to first order what each edge contributes."""
+        with self.model.in_turn():
+            return slopes(self, weights_NS)
 
-    def _at_once(self) -> int:
-        each = len(self.graph.sources) * self.n_tokens * self.model.d_model * self.n_prompts
+    def _known(self, kept_NS: Tensor) -> Known:
+        """What all sources of a subgraph write."""
+        computed = _computed(kept_NS[None])
+        one = self._pass(kept_NS[None], computed, Known(torch.tensor([0]), self.delta_BSTD[:, :1]))
+        one.measured()
+        assert one.written.whole is not None
+        return Known(torch.tensor([0, *computed]), torch.cat([self.delta_BSTD[:, :1], one.written.whole], 1))
+
+    def _pass(self, kept_MNS: Tensor, computed: Sequence[int], known: Known) -> SubgraphPass:
+        return SubgraphPass(self, kept_MNS.to(self.delta_BSTD), computed, known)
+
+    def _at_once(self, computed: Sequence[int]) -> int:
+        each = max(1, len(computed)) * self.n_tokens * self.model.d_model * self.n_prompts
         return max(1, min(HELD // each, ROW_TOKENS // (self.n_tokens * self.n_prompts)))
 
-    def _subgraphs(self, cut_MNS: Tensor, first: int = 0, base: _Base | None = None) -> Tensor:
-        """m of subgraphs, [M, B]. An empty base is filled; with a full one they are computed from block `first` on."""
-        n, graph = self.n_prompts, self.graph
-        rows_R = torch.arange(n).repeat(len(cut_MNS))
-        if first == graph.n_layers and base is not None:
-            last_RD, delta_RSTD = base.last[rows_R], base.delta[rows_R, :, -1:]
-        else:
-            delta_RSTD = -self.reference_BSTD[rows_R] if base is None or base.entered else base.delta
-            x_RTD, filling, visit = None, base is not None and not base.entered, Visit()
-            if base is not None and not filling:
-                x_RTD = base.entered[first][rows_R]
-                known = graph.before(first) if first else 0  # the embeddings enter with block 0
-                delta_RSTD[:, :known] = base.delta[rows_R, :known]
-            entered = self.wiring.keep(visit, delta_RSTD, first)
-            for layer in range(first, graph.n_layers):
-                self._rewire(visit, layer, cut_MNS, delta_RSTD)
-            last_RD = self.wiring.pass_through(self.ids_BT[rows_R, self.start :], visit, self.prefix, rows_R.tolist(),
-                                               first, x_RTD)[:, -1]
-            if base is not None and filling:
-                base.entered, base.last = entered, last_RD
-        off_RD = self._carried(cut_MNS[:, -1:], delta_RSTD[:, :, -1:])[:, 0, 0]
-        return self.measure(last_RD - off_RD, rows_R).view(len(cut_MNS), n)
 
-    def _carried(self, cut_MNS: Tensor, delta_RSTD: Tensor) -> Tensor:
-        """What cut edges into some destinations carry, [R, N, T, D]."""
-        n_rows, n_sources, n_tokens, width = delta_RSTD.shape
-        n = n_rows // len(cut_MNS)
-        flat = delta_RSTD.reshape(n_rows, n_sources, n_tokens * width)
-        cut_RNS = cut_MNS.repeat_interleave(n, 0)
-        return torch.bmm(cut_RNS, flat).view(n_rows, -1, n_tokens, width)
-
-    def _rewire(self, visit: Visit, layer: int, cut_MNS: Tensor, delta_RSTD: Tensor) -> None:
-        """Have a pass give each destination of a block its own stream."""
-        graph = self.graph
-        here = graph.at(layer)
-        places = graph.destinations[here]
-        reach = graph.before(layer)
-        held: dict[str, Tensor] = {}
-
-        def values(point: str, x_RTD: Tensor) -> list[tuple[Any, Tensor]]:
-            if "off" not in held:
-                held["off"] = self._carried(cut_MNS[:, here, :reach][:, :-1], delta_RSTD[:, :reach])
-            return [((slice(None), slice(None), d.unit), self.wiring.read(point, layer, x_RTD - off, d.unit))
-                    for d, off in zip(places[:-1], held["off"].unbind(1), strict=True) if d.point == point]
-
-        def mlp(x_RTD: Tensor) -> Tensor:
-            reach = places[-1].reach
-            cut_M1S = cut_MNS[:, here.stop - 1 : here.stop, :reach]
-            return x_RTD - self._carried(cut_M1S, delta_RSTD[:, :reach])[:, 0]
-
-        self.wiring.put(visit, layer, values)
-        self.wiring.put_mlp(visit, layer, mlp)
+def _computed(kept_MNS: Tensor) -> list[int]:
+    """Sources of connected subgraphs but the embeddings."""
+    return [s for s in kept_MNS.any(0).any(0).nonzero()[:, 0].tolist() if s]
 
 
 def _reference(wrote_BSTD: Tensor, ablation: Ablation) -> Tensor:

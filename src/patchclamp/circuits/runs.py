@@ -70,6 +70,14 @@ class Runs:
         """m of a subgraph without each of some of its edges alone, [edges, B]."""
         return self._in_order([group.without(kept_NS, edges) for group in self.groups])
 
+    def slopes(self, weights_NS: Tensor) -> tuple[float, Tensor]:
+        """F of a subgraph whose edges are kept to so much (0 to 1), and its gradient by these weights, [N, S]: what
+        each edge contributes within the subgraph, to first order."""
+        parts = [group.slopes(weights_NS) for group in self.groups]
+        span = float((self.clean_B - self.corrupted_B).mean()) * len(self.clean_B)
+        m_B = self._in_order([m for m, _ in parts])
+        return self.faithfulness_of(m_B[None])[0], torch.stack([slope for _, slope in parts]).sum(0) / span
+
     def each_faithfulness(self, m_MB: Tensor) -> Tensor:
         """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F
         is the mean of it."""

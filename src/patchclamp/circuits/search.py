@@ -24,6 +24,10 @@ from patchclamp.circuits.runs import Runs
 
 SIZES = 8
 """Subgraphs tried at once."""
+COARSE = 0.95
+"""How much smaller a step by slopes has to make a subgraph to be followed by another."""
+SHARES = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1)
+"""Of edges that could go, tried at once."""
 GROWTH = 1.5
 """How much larger than the last each subgraph is that is tried first."""
 
@@ -98,33 +102,61 @@ def holds(faithfulness: float, bound: float) -> bool:
 
 
 def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Tensor:
-    """What is left [N, S] when edges are taken out until none can go alone without F leaving the bound. Each round
-    measures every edge's removal exactly, then takes out as many of the least important ones as the bound allows,
-    and at least one."""
+    """What is left [N, S] when edges are taken out until none can go alone without F leaving the bound.
+
+    First as many at once as the bound allows, by what each contributes to first order within what is left, until that
+    gets no further. Then each round measures every edge's removal exactly, and takes out as many of the least important
+    ones as the bound allows, and at least one."""
+    kept_NS = runs.graph.connected(kept_NS)
     rounds = range(int(kept_NS.sum()))
+    coarse = True
     for _ in track(rounds, "pruning edges", None) if track else rounds:
         edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
+        if coarse:
+            fewer = _coarser(runs, kept_NS, edges, bound)
+            coarse = int(fewer.sum()) <= COARSE * len(edges)
+            kept_NS = fewer
+            continue
         now = runs.faithfulness(kept_NS[None])[0]
         alone = runs.faithfulness_of(runs.without(kept_NS, edges))
-        can_go = [i for i, f in enumerate(alone) if holds(f, bound)]
-        if not can_go:
+        lost = {edge: now - f for edge, f in zip(edges, alone, strict=True) if holds(f, bound)}
+        if not lost:
             break
-        order = sorted(can_go, key=lambda i: abs(alone[i] - now))
-        kept_NS = _as_many(runs, runs.graph, kept_NS, [edges[i] for i in order], bound)
+        kept_NS = _as_many(runs, kept_NS, _orders(lost, now), bound, at_least=1)
     return kept_NS
 
 
-def _as_many(runs: Runs, graph: Graph, kept_NS: Tensor, order: Sequence[tuple[int, int]], bound: float) -> Tensor:
-    """Without the first so many edges of an order that the bound still holds; at least the first."""
-    counts = sorted({max(1, round(len(order) * share)) for share in (0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1)})
+def _coarser(runs: Runs, kept_NS: Tensor, edges: Sequence[tuple[int, int]], bound: float) -> Tensor:
+    """Without as many edges as the bound allows, by what each contributes to first order."""
+    now, slope_NS = runs.slopes(kept_NS)
+    return _as_many(runs, kept_NS, _orders({edge: float(slope_NS[edge]) for edge in edges}, now), bound, at_least=0)
+
+
+def _orders(lost: dict[tuple[int, int], float], now: float) -> list[list[tuple[int, int]]]:
+    """Edges in two orders in which they might go, by what F loses without each: the least important first; and so that
+    the losses that add up keep F near 1, of those whose loss leads there always the least important."""
+    by_size = sorted(lost, key=lambda edge: abs(lost[edge]))
+    harmful, helpful = ([edge for edge in by_size if (lost[edge] < 0) == harms] for harms in (True, False))
+    balanced = []
+    while harmful or helpful:
+        one = (harmful if harmful and (now < 1 or not helpful) else helpful).pop(0)
+        balanced.append(one)
+        now -= lost[one]
+    return [by_size, balanced]
+
+
+def _as_many(
+    runs: Runs, kept_NS: Tensor, orders: Sequence[Sequence[tuple[int, int]]], bound: float, at_least: int
+) -> Tensor:
+    """The smallest subgraph that the bound still holds for without the first so many edges of one of some orders; at
+    the worst without so many of the first."""
     tried = []
-    for count in counts:
-        fewer = kept_NS.clone()
-        for edge in order[:count]:
-            fewer[edge] = False
-        tried.append(graph.connected(fewer))
+    for order in orders:
+        for count in sorted({max(at_least, round(len(order) * share)) for share in SHARES}):
+            fewer = kept_NS.clone()
+            for edge in order[:count]:
+                fewer[edge] = False
+            tried.append(runs.graph.connected(fewer))
     fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
-    for fewer, good in reversed(list(zip(tried, fine, strict=True))):
-        if good:
-            return fewer
-    return tried[0]
+    good = [fewer for fewer, is_fine in zip(tried, fine, strict=True) if is_fine]
+    return min(good, key=lambda fewer: int(fewer.sum())) if good else tried[0]

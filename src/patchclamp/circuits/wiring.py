@@ -76,22 +76,22 @@ def _or(new: Tensor | None, old: Tensor) -> Tensor:
 
 
 @contextmanager
-def _passed_over(blocks: Sequence[Any], gives_tuple: bool) -> Iterator[None]:
-    """Blocks that hand on what they are given, as the type of thing that they give."""
+def _passed_over(modules: Sequence[Any], gives_tuple: bool) -> Iterator[None]:
+    """Modules that hand on what they are given, blocks as the type of thing that they give."""
     def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states, None) if gives_tuple else hidden_states
 
-    own = [vars(block).get("forward") for block in blocks]  # what a library that spreads devices has put there
+    own = [vars(module).get("forward") for module in modules]  # what a library that spreads devices has put there
     try:
-        for block in blocks:
-            block.forward = hand_on
+        for module in modules:
+            module.forward = hand_on
         yield
     finally:
-        for block, forward in zip(blocks, own, strict=True):
+        for module, forward in zip(modules, own, strict=True):
             if forward is None:
-                del block.forward
+                del module.forward
             else:
-                block.forward = forward
+                module.forward = forward
 
 
 class Wiring:
@@ -105,7 +105,11 @@ class Wiring:
         self.anatomy, self.graph = anatomy, graph
         self.reads: list[dict[str, Reading]] = [
             {point: reading(anatomy, point, layer) for point in "qkv"} for layer in range(anatomy.n_layers)]
+        self.heads_together = anatomy.family.post_norm
+        """A norm on the sum of a block's heads: what one of them adds to the stream hangs on the others."""
         self.gives_tuple = True
+        self.spared: set[nn.Module] = set()
+        """MLPs that give one tensor like the one they are given, so that they can be passed over."""
         self.copies = graph.n_keys // anatomy.n_kv_heads
         """Of each key and value."""
         if self.copies > 1:
@@ -166,15 +170,18 @@ class Wiring:
 
     def pass_through(
         self, ids_RT: Tensor, visit: Visit, prefix: KeyValues | None = None, rows: Sequence[int] | None = None,
-        first: int = 0, x_RTD: Tensor | None = None,
+        idle: Sequence[int] = (), x_RTD: Tensor | None = None, last: int | None = None, without_mlp: Sequence[int] = (),
     ) -> Tensor:
-        """The stream after the last block [R, T, D]; with `x_RTD` from block `first` on, before which it stands.
-        `prefix`: keys and values of the tokens before, `rows` which of them each row continues."""
+        """The stream after the last block, or block `last`, [R, T, D]; `x_RTD` stands before the first block that is
+        not `idle`. `prefix`: keys and values of the tokens before, `rows` which of them each row continues.
+        `without_mlp`: blocks of whose MLP nothing is wanted."""
         anatomy, inputs = self.anatomy, {"input_ids": ids_RT}
+        last = anatomy.n_layers - 1 if last is None else last
         if prefix is not None:
             chosen = list(range(len(ids_RT))) if rows is None else list(rows)
             inputs = {**inputs, "past_key_values": prefix_cache(prefix, lambda _: chosen)}
         if x_RTD is not None:
+            first = next(layer for layer in range(anatomy.n_layers) if layer not in idle)
             visit.before[anatomy.blocks[first]].insert(0, lambda _: x_RTD)
         found: list[Tensor] = []
 
@@ -183,8 +190,10 @@ class Wiring:
             found.append(first_tensor(output))
             raise Stop
 
-        with self._copied(visit), _passed_over(anatomy.blocks[:first], self.gives_tuple), _visiting(visit):
-            handle = anatomy.blocks[-1].register_forward_hook(end)
+        cores = [core for layer in without_mlp if (core := self._core(layer)) in self.spared]
+        with (self._copied(visit), _passed_over([anatomy.blocks[layer] for layer in idle], self.gives_tuple),
+              _passed_over(cores, False), _visiting(visit)):
+            handle = anatomy.blocks[last].register_forward_hook(end)
             try:
                 anatomy.base(**inputs, use_cache=prefix is not None)
             except Stop:
@@ -193,47 +202,47 @@ class Wiring:
                 handle.remove()
         return found[0]
 
-    def head_outputs(self, layer: int, z: Tensor, raw: Tensor, n_tokens: int) -> Tensor:
-        """What each head adds to the stream [R, H, T, D], of the output projection's input and output."""
+    def _core(self, layer: int) -> nn.Module:
+        return part(self.anatomy.blocks[layer], self.anatomy.family.mlp_core)
+
+    @contextmanager
+    def looking_at_mlps(self) -> Iterator[None]:
+        """For the time of a whole pass: see which MLPs can be passed over."""
+        def look(module: nn.Module, args: tuple, output: Any) -> None:
+            if args and isinstance(output, Tensor) and isinstance(args[0], Tensor) and output.shape == args[0].shape:
+                self.spared.add(module)
+
+        handles = [self._core(layer).register_forward_hook(look) for layer in range(self.anatomy.n_layers)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def head_outputs(self, layer: int, z: Tensor, raw: Tensor, n_tokens: int, heads: Sequence[int]) -> Tensor:
+        """What some heads add to the stream [R, heads, T, D], of the output projection's input and output."""
         anatomy = self.anatomy
-        w_HED = anatomy.head_weights(layer)
-        z_RTHE = anatomy.tap("head", layer).read(z, n_tokens)
+        w_HED = anatomy.head_weights(layer)[list(heads)]
+        z_RTHE = anatomy.tap("head", layer).read(z, n_tokens)[:, :, list(heads)]
         n_rows = len(z_RTHE)
         z_HNE = z_RTHE.flatten(0, 1).transpose(0, 1)
         out_RHTD = torch.bmm(z_HNE, w_HED).unflatten(1, (n_rows, n_tokens)).transpose(0, 1)
         scale = anatomy.post_norm_scale(layer, raw.view(n_rows, n_tokens, -1))
         return out_RHTD * (scale[:, None] if isinstance(scale, Tensor) else scale)
 
-    def keep(self, visit: Visit, wrote_RSTD: Tensor, first: int = 0) -> list[Tensor]:
-        """Have a pass put what its sources write, from a block on, into `wrote_RSTD`, which holds what is to be taken
-        off: zeros, or another run's. The list gets the streams before the blocks, [R, T, D]."""
-        entered: list[Tensor] = []
-        for layer in range(first, self.anatomy.n_layers):
-            self._keep_block(visit, layer, wrote_RSTD, entered)
-        return entered
-
-    def _keep_block(self, visit: Visit, layer: int, wrote_RSTD: Tensor, entered: list[Tensor]) -> None:
-        anatomy, graph, block = self.anatomy, self.graph, self.anatomy.blocks[layer]
-        n_tokens = wrote_RSTD.shape[2]
+    def on_heads(
+        self, visit: Visit, layer: int, heads: Sequence[int], n_tokens: int, take: Callable[[Tensor], None]
+    ) -> None:
+        """Have a pass hand over what some heads of a block add to the stream, [R, heads, T, D]."""
         held: dict[str, Tensor] = {}
-
-        def enter(x: Tensor) -> None:
-            entered.append(x)
-            if layer == 0:
-                wrote_RSTD[:, 0] += x
-
-        def heads(raw: Tensor) -> None:
-            out_RHTD = self.head_outputs(layer, held.pop("z"), raw, n_tokens)
-            wrote_RSTD[:, graph.head(layer, 0) : graph.mlp(layer)] += out_RHTD
-
-        def mlp(raw: Tensor) -> None:
-            wrote_RSTD[:, graph.mlp(layer)] += anatomy.tap("mlp", layer).read(raw, n_tokens)
-
-        visit.before[block].append(enter)
-        out_proj = part(block, anatomy.family.out_proj)
+        out_proj = part(self.anatomy.blocks[layer], self.anatomy.family.out_proj)
         visit.before[out_proj].append(lambda z: held.update(z=z))
-        visit.after[out_proj].append(heads)
-        visit.after[anatomy.tap("mlp", layer).module].append(mlp)
+        visit.after[out_proj].append(lambda raw: take(self.head_outputs(layer, held.pop("z"), raw, n_tokens, heads)))
+
+    def on_mlp(self, visit: Visit, layer: int, n_tokens: int, take: Callable[[Tensor], None]) -> None:
+        """Have a pass hand over what a block's MLP adds to the stream, [R, T, D]."""
+        tap = self.anatomy.tap("mlp", layer)
+        visit.after[tap.module].append(lambda raw: take(tap.read(raw, n_tokens)))
 
     def put(self, visit: Visit, layer: int, values: Callable[[str, Tensor], Sequence[tuple[Any, Tensor]]]) -> None:
         """Have a pass put values in the place of a block's queries, keys and values: `values(point, x_RTD)` gives
