@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchclamp.circuits.knockout import knockout
     from patchclamp.circuits.patch import patch
     from patchclamp.circuits.score import score_edges
+    from patchclamp.circuits.show import show_circuit
     from patchclamp.circuits.verify import verify_circuit
     from patchclamp.errors import InputError, PatchclampError, RunError
     from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
@@ -149,6 +150,7 @@ _HOME = {
     "search_features": "sae.search",
     "select_vector": "vectors.select",
     "selfreport": "lenses.selfreport",
+    "show_circuit": "circuits.show",
     "show_features": "sae.show",
     "show_vector": "vectors.show",
     "stages": "lenses.stages",
@@ -239,6 +241,7 @@ __all__ = [
     "search_features",
     "select_vector",
     "selfreport",
+    "show_circuit",
     "show_features",
     "show_vector",
     "stages",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import altair as alt
 import pandas as pd
 
+from patchclamp.charts.circuit_picture import drawing_chart
 from patchclamp.charts.style import CATEGORY, CONTROL, DIVERGING, heatmap_size, styled, visible
 
 if TYPE_CHECKING:
@@ -61,65 +62,9 @@ def knockout_chart(result: "Knockout") -> alt.TopLevelMixin:
 
 
 def circuit_chart(result: "Circuit") -> alt.TopLevelMixin:
-    """The circuit with its parts by block, and its faithfulness beside that of random circuits."""
-    return styled(alt.hconcat(_graph(result), _faithfulness(result)).resolve_scale(color="independent"))
-
-
-def _graph(result: "Circuit") -> alt.LayerChart:
-    """Parts as points, block by block upwards: what a part reads below what it writes. Edges as lines, coloured by what
-    is lost without them; a thin line joins what belongs to one head."""
-    edges = [(one, one.edge.split("->")[0], one.edge.split("->")[1]) for one in result.certificate.edges]
-    places = {name: _place(name) for _, source, destination in edges for name in (source, destination)}
-    top = 1 + max((y for name, (_, y) in places.items() if name != "logits"), default=0.0)
-    places["logits"] = (0.0, top)
-    lines = [{"edge": one.edge, "x": places[source][0], "y": places[source][1], "x2": places[destination][0],
-              "y2": places[destination][1], "loss": one.effect.mean, "width": abs(one.effect.mean)}
-             for one, source, destination in edges]
-    inside = [{"x": x, "y": y, "x2": places[head][0], "y2": places[head][1]}
-              for name, (x, y) in places.items() for head in places if _feeds(name, head, result)]
-    points = pd.DataFrame([{"part": name, "x": x, "y": y, "kind": _kind(name)} for name, (x, y) in places.items()])
-    axis = alt.Axis(title=None, labels=False, ticks=False, domain=False)
-    across = alt.Scale(domain=[-1.2, result.shape.heads + 0.8], nice=False)
-    ends = {"x": alt.X("x:Q", axis=axis, scale=across), "y": alt.Y("y:Q", title="block"), "x2": "x2:Q", "y2": "y2:Q"}
-    rules = alt.Chart(pd.DataFrame(lines)).mark_rule(opacity=0.7).encode(
-        **ends, strokeWidth=alt.StrokeWidth("width:Q", scale=alt.Scale(range=[1, 6]), legend=None),
-        color=alt.Color("loss:Q", scale=DIVERGING, title="lost without it"),
-        tooltip=["edge", alt.Tooltip("loss", format="+.3f")])
-    dots = alt.Chart(points).mark_point(filled=True, size=90, opacity=1).encode(
-        x="x:Q", y="y:Q", color=alt.Color("kind:N", scale=alt.Scale(range=CATEGORY), title=None),
-        tooltip=["part", "kind"])
-    names = alt.Chart(points).mark_text(align="left", dx=8, fontSize=10).encode(x="x:Q", y="y:Q", text="part:N")
-    layers = [rules, dots, names]
-    if inside:
-        layers.insert(0, alt.Chart(pd.DataFrame(inside)).mark_rule(color=CONTROL, strokeDash=[2, 2]).encode(**ends))
-    return alt.layer(*layers).resolve_scale(color="independent").properties(
-        width=440, height=380, title=f"{result.edges_kept} of {result.edges_total} edges")
-
-
-def _place(name: str) -> tuple[float, float]:
-    """Where a part stands: its head across, its block up."""
-    kind, *numbers = name.split(".")
-    if not numbers:
-        return 0.0, -1.0
-    layer = float(numbers[0])
-    if kind == "mlp":
-        return -1.0, layer + 0.7
-    return int(numbers[1]) + {"q": 0.15, "k": 0.3, "v": 0.45}.get(kind, 0.3), layer + (0.4 if kind == "head" else 0.0)
-
-
-def _kind(name: str) -> str:
-    kind = name.split(".")[0]
-    return {"mlp": "MLP", "head": "head", "q": "query", "k": "key", "v": "value"}.get(kind, "embeddings, logits")
-
-
-def _feeds(name: str, head: str, result: "Circuit") -> bool:
-    """Whether a query, key or value belongs to a head."""
-    kind, *numbers = name.split(".")
-    other, *where = head.split(".")
-    if kind not in ("q", "k", "v") or other != "head" or numbers[0] != where[0]:
-        return False
-    shape = result.shape
-    return int(numbers[1]) == (int(where[1]) if kind == "q" else int(where[1]) * shape.keys // shape.heads)
+    """The circuit with roles across and blocks upwards, and its faithfulness beside that of random circuits."""
+    graph = drawing_chart(result.drawing).properties(title=f"{result.edges_kept} of {result.edges_total} edges")
+    return styled(alt.hconcat(graph, _faithfulness(result)).resolve_scale(color="independent"))
 
 
 def _faithfulness(result: "Circuit") -> alt.LayerChart | alt.FacetChart:

@@ -61,6 +61,35 @@ class PairSet(Part):
     of the whole model."""
 
 
+class RoleEdge(Part):
+    """One edge of the circuit at the tokens of one role."""
+
+    edge: str
+    role: str
+    effect: Interval
+    """What the faithfulness of the circuit by roles loses without it, over the prompts looked on."""
+
+
+class RoleCircuit(Part):
+    """At which tokens each edge is needed."""
+
+    names: list[str]
+    """The roles; the last two are the last token and all other words."""
+    edges: list[RoleEdge]
+    faithfulness: Interval
+    """Of the circuit whose edges are kept at these roles only, over the prompts looked on."""
+    heldout: Interval
+    minimal: bool
+    """Whether no edge at one role can go alone without breaking the bound."""
+
+    def kept(self, graph: Graph) -> Tensor:
+        """As edges at roles, [N, S, P]."""
+        kept = torch.zeros(*graph.edges.shape, len(self.names), dtype=torch.bool)
+        for one in self.edges:
+            kept[(*graph.find(one.edge), self.names.index(one.role))] = True
+        return kept
+
+
 class Certificate(Part):
     """What a circuit is and what it does, so that it can be measured again."""
 
@@ -85,6 +114,8 @@ class Certificate(Part):
     minimal: bool
     """Whether no edge can go alone without breaking the bound on the prompts looked on."""
     edges: list[CertifiedEdge]
+    roles: RoleCircuit | None = None
+    """The circuit's edges at the tokens of roles."""
 
     def save(self, path: Path) -> Path:
         """Write it as JSON, beside and then renamed into place."""
@@ -122,11 +153,13 @@ class Certificate(Part):
 def certify(
     model: Model, kept_NS: Tensor, search: tuple[Sequence[ReadyPair], Runs], heldout: Sequence[ReadyPair],
     others: Sequence[ReadyPair], task: str, bound: float, ablation: Ablation, seed: int = 0,
+    by_role: tuple[Sequence[str], Tensor] | None = None,
 ) -> Certificate:
-    """Measure everything that the certificate of a circuit says."""
+    """Measure everything that the certificate of a circuit says. `by_role`: the roles' names, and the circuit's edges
+    at them, [N, S, P]."""
     graph = search[1].graph
     edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
-    on_heldout = runs_of(model, graph, heldout, ablation)
+    on_heldout = runs_of(model, graph, heldout, ablation, by_role and by_role[0])
     lost = [_lost(runs, kept_NS, edges) for runs in (search[1], on_heldout)]
     whole = search[1].faithfulness(kept_NS[None])[0]
     certified = [CertifiedEdge(edge=graph.name(*edge), without=whole - float(lost[0][i].mean()),
@@ -139,7 +172,24 @@ def certify(
         others=_set(runs_of(model, graph, others, ablation), others, kept_NS, seed) if others else None,
         completeness=1 - search[1].faithfulness((graph.edges & ~kept_NS)[None])[0],
         minimal=not any(holds(one.without, bound) for one in certified), edges=certified,
+        roles=_by_role(search[1], on_heldout, *by_role, bound, seed) if by_role else None,
     )
+
+
+def _by_role(
+    runs: Runs, on_heldout: Runs, names: Sequence[str], kept_NSP: Tensor, bound: float, seed: int
+) -> RoleCircuit:
+    places = kept_NSP.nonzero().tolist()
+    fewer = kept_NSP.repeat(1 + len(places), 1, 1, 1)
+    for row, (d, s, role) in enumerate(places, 1):
+        fewer[row, d, s, role] = False
+    whole_B, *without = runs.each_faithfulness(runs.subgraphs(fewer)).unbind(0)
+    heldout_B = on_heldout.each_faithfulness(on_heldout.subgraphs(kept_NSP[None]))[0]
+    return RoleCircuit(
+        names=list(names), faithfulness=bootstrap_mean(whole_B, seed), heldout=bootstrap_mean(heldout_B, seed),
+        minimal=not any(holds(float(one.mean()), bound) for one in without),
+        edges=[RoleEdge(edge=runs.graph.name(d, s), role=names[role], effect=bootstrap_mean(whole_B - less_B, seed))
+               for (d, s, role), less_B in zip(places, without, strict=True)])
 
 
 def _lost(runs: Runs, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:

@@ -17,10 +17,11 @@ from pydantic import Field
 
 from patchclamp.circuits.certificate import NAME, Certificate, certify
 from patchclamp.circuits.controls import random_circuits
+from patchclamp.circuits.drawing import Drawing, drawn
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
-from patchclamp.circuits.search import prune, shortlist
-from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
+from patchclamp.circuits.material import GraphSpec, material, require_solved, role_names, runs_of
+from patchclamp.circuits.search import prune, prune_roles, shortlist
+from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
 from patchclamp.tasks.files import DataFile
@@ -39,24 +40,17 @@ class FindSpec(GraphSpec):
     """Most edges of the circuit, as a share of all; a circuit that needs more does not support the claim."""
     steps: int = Field(5, ge=0)
     """Of integrated gradients for the ranking; 0 for the gradient at the clean prompt alone."""
+    roles: bool = True
+    """Also find at which tokens each edge is needed: those of the words that play a part, the last one, all others."""
     controls: int = Field(20, ge=0)
     """Random circuits to compare with; 0 for no verdict."""
     out: DataFile | None = None
     """A folder for the certificate."""
 
 
-class Shape(Part):
-    """Of one block's attention."""
-
-    heads: int
-    keys: int
-    """Key/value heads."""
-
-
 class Circuit(Result):
     """The circuit that was found."""
 
-    shape: Shape
     edges_total: int
     edges_shortlist: int
     """Before exact pruning."""
@@ -78,6 +72,7 @@ class Circuit(Result):
     random: list[float]
     """Faithfulness of random connected circuits with as many edges into each block, on held-out prompts."""
     certificate: Certificate
+    drawing: Drawing
     path: str | None
     """Where the certificate was written."""
 
@@ -85,9 +80,13 @@ class Circuit(Result):
         """One row an edge, the one whose loss costs most first."""
         import pandas
 
+        at: dict[str, list[str]] = {}
+        for part in self.certificate.roles.edges if self.certificate.roles else ():
+            at.setdefault(part.edge, []).append(part.role)
         rows: list[dict[str, Any]] = [
-            {"edge": one.edge, "loss without it": one.effect.mean, "low": one.effect.low, "high": one.effect.high,
-             "on held-out prompts": one.heldout.mean, "faithfulness without it": one.without}
+            {"edge": one.edge, "at": ", ".join(at.get(one.edge, [])), "loss without it": one.effect.mean,
+             "low": one.effect.low, "high": one.effect.high, "on held-out prompts": one.heldout.mean,
+             "faithfulness without it": one.without}
             for one in self.certificate.edges]
         return pandas.DataFrame(rows).sort_values("loss without it", key=abs, ascending=False, ignore_index=True)
 
@@ -112,20 +111,24 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     scores_NS = runs.attribution(spec.steps).mean(-1)
     first = shortlist(runs, scores_NS, spec.bound)
     kept = prune(runs, first, spec.bound, progress.track)
+    by_role = None
+    if spec.roles:
+        names = role_names(found.search)
+        by_role = names, prune_roles(runs, kept, len(names), spec.bound, progress.track)
     certificate = certify(model, kept, (found.search, runs), found.heldout, found.others, what, spec.bound,
-                          spec.ablation, spec.seed)
+                          spec.ablation, spec.seed, by_role)
     random: list[float] = []
     verdict = None
     if spec.controls:
         random, verdict = _beside_random(model, graph, spec, certificate)
     path = certificate.save(Path(spec.out) / NAME) if spec.out else None
     result = Circuit(
-        shape=Shape(heads=graph.n_heads, keys=graph.n_keys), edges_total=graph.n_edges,
+        edges_total=graph.n_edges,
         edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
         faithfulness=certificate.search.faithfulness.mean, faithfulness_heldout=certificate.heldout.faithfulness.mean,
         faithfulness_others=certificate.others.faithfulness.mean if certificate.others else None,
         completeness=certificate.completeness, minimal=certificate.minimal, solved=solved, skipped=found.skipped,
-        random=random, certificate=certificate, path=str(path) if path else None,
+        random=random, certificate=certificate, drawing=drawn(certificate, graph), path=str(path) if path else None,
     )
     return result, verdict
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from patchclamp.circuits.material import ReadyPair, TaskSpec, material
+from patchclamp.circuits.material import LAST, REST, ReadyPair, TaskSpec, material
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import altair
     import pandas
 
-REST, RANDOM, FIRST, LAST = "other words", "random words", "first token", "last"
+RANDOM, FIRST = "random words", "first token"
 
 
 class FlowSpec(TaskSpec):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SOLVED = 0.6
 """Share of pairs that a model has to answer rightly for its circuit to mean something."""
 FEWEST = 4
+LAST, REST = "last", "other words"
+"""Tokens without a role."""
 
 
 class TaskSpec(Spec):
@@ -68,6 +70,8 @@ class PromptPair(Part):
     corrupted: str
     answer: str
     distractor: str
+    roles: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Where in `clean` the words stand that play a part: first character, and the one behind the last."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,15 @@ class ReadyPair:
     choice: tuple[int, int]
     roles: dict[str, tuple[int, ...]]
     """The tokens of the words that play a part; of a file's pair those in which its prompts differ."""
+
+    def numbered(self, names: Sequence[str]) -> list[int]:
+        """By token the number of its role among `names`, of which the last two are the last token and all others."""
+        number = [len(names) - 1] * len(self.clean)
+        number[-1] = len(names) - 2
+        for name, tokens in self.roles.items():
+            for token in tokens:
+                number[token] = names.index(name)
+        return number
 
 
 @dataclass(frozen=True)
@@ -166,10 +179,19 @@ def _first_token(model: Model, text: str) -> int:
     return int(ids[0])
 
 
-def runs_of(model: Model, graph: Graph, pairs: Sequence[ReadyPair], ablation: Ablation = "resample") -> Runs:
-    """The pairs, run."""
+def role_names(pairs: Sequence[ReadyPair]) -> list[str]:
+    """What tokens can be in some pairs: the roles, the last token, all others."""
+    return [*dict.fromkeys(name for pair in pairs for name in pair.roles), LAST, REST]
+
+
+def runs_of(
+    model: Model, graph: Graph, pairs: Sequence[ReadyPair], ablation: Ablation = "resample",
+    names: Sequence[str] | None = None,
+) -> Runs:
+    """The pairs, run; their roles are numbered as in `names`, or as `role_names` has them."""
+    names = names or role_names(pairs)
     return Runs(model, graph, [p.clean for p in pairs], [p.corrupted for p in pairs], [p.choice for p in pairs],
-                ablation)
+                ablation, [p.numbered(names) for p in pairs])
 
 
 def require_solved(runs: Runs, anyway: bool, what: str) -> float:
@@ -190,4 +212,4 @@ def require_solved(runs: Runs, anyway: bool, what: str) -> float:
 def example_pairs(pairs: Sequence[ReadyPair], n: int | None = None) -> list[PromptPair]:
     """The first pairs in words."""
     return [PromptPair(clean=p.pair.clean, corrupted=p.pair.corrupted, answer=p.pair.answer,
-                       distractor=p.pair.distractor) for p in islice(pairs, n)]
+                       distractor=p.pair.distractor, roles=p.pair.roles) for p in islice(pairs, n)]

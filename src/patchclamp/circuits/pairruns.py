@@ -54,14 +54,16 @@ class PairRuns:
     def __init__(
         self, model: Model, wiring: Wiring, clean: Sequence[tuple[int, ...]], corrupted: Sequence[tuple[int, ...]],
         choices: Sequence[tuple[int, int]], ablation: Ablation = "resample",
+        roles: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`choices`: each pair's answer and distractor as token ids."""
+        """`choices`: each pair's answer and distractor as token ids. `roles`: the number of every token's role."""
         self.model, self.wiring, self.graph, self.ablation = model, wiring, wiring.graph, ablation
         device = model.device
         self.ids_BT = torch.tensor(clean, device=device)
         other_BT = torch.tensor(corrupted, device=device)
         self.choices_B2 = torch.tensor(choices, device=device)
         self.start = self._first_difference(other_BT) if ablation == "resample" else 0
+        self.role_BT = None if roles is None else torch.tensor(roles)[:, self.start :]
         with torch.no_grad(), model.in_turn():
             self.prefix = wiring.prefix(self.ids_BT, self.start)
             whole, other = self._whole(self.ids_BT, proved=True), self._whole(other_BT)
@@ -217,8 +219,10 @@ class PairRuns:
 
     @torch.no_grad()
     def subgraphs(self, kept_MNS: Tensor) -> Tensor:
-        """m of subgraphs, [M, B]: every edge of the graph that is not kept is cut."""
-        kept_MNS = self.graph.connected(kept_MNS)
+        """m of subgraphs, [M, B]: every edge of the graph that is not kept is cut. [M, N, S, P] keeps edges at the
+        tokens of roles."""
+        if kept_MNS.dim() == 3:
+            kept_MNS = self.graph.connected(kept_MNS)
         known = Known(torch.tensor([0]), self.delta_BSTD[:, :1])
         found = []
         with self.model.in_turn():
@@ -276,7 +280,8 @@ class PairRuns:
 
 def _computed(kept_MNS: Tensor) -> list[int]:
     """Sources of connected subgraphs but the embeddings."""
-    return [s for s in kept_MNS.any(0).any(0).nonzero()[:, 0].tolist() if s]
+    whole_MNS = kept_MNS if kept_MNS.dim() == 3 else kept_MNS.any(-1)
+    return [s for s in whole_MNS.any(0).any(0).nonzero()[:, 0].tolist() if s]
 
 
 def _reference(wrote_BSTD: Tensor, ablation: Ablation) -> Tensor:

@@ -31,8 +31,10 @@ class Runs:
     def __init__(
         self, model: Model, graph: Graph, clean: Sequence[tuple[int, ...]], corrupted: Sequence[tuple[int, ...]],
         choices: Sequence[tuple[int, int]], ablation: Ablation = "resample",
+        roles: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """`choices`: each pair's answer and distractor as token ids. UnsupportedModel if the model's destinations do
+        """`choices`: each pair's answer and distractor as token ids. `roles`: the number of every token's role, if
+        edges are to be kept at the tokens of some of them. UnsupportedModel if the model's destinations do
         not read what its table says."""
         wiring = Wiring(model.anatomy, graph)
         self.graph = graph
@@ -41,7 +43,8 @@ class Runs:
                 for mine in alike]  # a mean is over all of them
         self.order = [mine[i : i + n] for mine, n in zip(alike, most, strict=True) for i in range(0, len(mine), n)]
         self.groups = [PairRuns(model, wiring, [clean[i] for i in mine], [corrupted[i] for i in mine],
-                                [choices[i] for i in mine], ablation) for mine in self.order]
+                                [choices[i] for i in mine], ablation, roles and [roles[i] for i in mine])
+                       for mine in self.order]
         self.clean_B = self._in_order([group.clean_B for group in self.groups])
         self.corrupted_B = self._in_order([group.corrupted_B for group in self.groups])
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.pairruns import Track
 from patchclamp.circuits.runs import Runs
 
+Place: TypeAlias = tuple[int, ...]
+"""An edge as (destination, source), or one at a role as (destination, source, role)."""
 SIZES = 8
 """Subgraphs tried at once."""
 COARSE = 0.95
@@ -111,7 +114,7 @@ def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None)
     rounds = range(int(kept_NS.sum()))
     coarse = True
     for _ in track(rounds, "pruning edges", None) if track else rounds:
-        edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
+        edges = list(map(tuple, kept_NS.nonzero().tolist()))
         if coarse:
             fewer = _coarser(runs, kept_NS, edges, bound)
             coarse = int(fewer.sum()) <= COARSE * len(edges)
@@ -126,13 +129,34 @@ def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None)
     return kept_NS
 
 
-def _coarser(runs: Runs, kept_NS: Tensor, edges: Sequence[tuple[int, int]], bound: float) -> Tensor:
+def prune_roles(runs: Runs, kept_NS: Tensor, n_roles: int, bound: float, track: Track | None = None) -> Tensor:
+    """At the tokens of which roles each edge of a subgraph has to be kept, [N, S, P]: pruned exactly as edges are."""
+    kept_NSP = kept_NS[..., None].expand(-1, -1, n_roles).contiguous()
+    rounds = range(int(kept_NSP.sum()))
+    for _ in track(rounds, "pruning roles", None) if track else rounds:
+        places = list(map(tuple, kept_NSP.nonzero().tolist()))
+        now, *alone = runs.faithfulness(torch.stack([kept_NSP, *(_less(kept_NSP, [place]) for place in places)]))
+        lost = {place: now - f for place, f in zip(places, alone, strict=True) if holds(f, bound)}
+        if not lost:
+            break
+        kept_NSP = _as_many(runs, kept_NSP, _orders(lost, now), bound, at_least=1)
+    return kept_NSP
+
+
+def _less(kept: Tensor, places: Sequence[Place]) -> Tensor:
+    fewer = kept.clone()
+    for place in places:
+        fewer[place] = False
+    return fewer
+
+
+def _coarser(runs: Runs, kept_NS: Tensor, edges: Sequence[Place], bound: float) -> Tensor:
     """Without as many edges as the bound allows, by what each contributes to first order."""
     now, slope_NS = runs.slopes(kept_NS)
     return _as_many(runs, kept_NS, _orders({edge: float(slope_NS[edge]) for edge in edges}, now), bound, at_least=0)
 
 
-def _orders(lost: dict[tuple[int, int], float], now: float) -> list[list[tuple[int, int]]]:
+def _orders(lost: dict[Place, float], now: float) -> list[list[Place]]:
     """Edges in two orders in which they might go, by what F loses without each: the least important first; and so that
     the losses that add up keep F near 1, of those whose loss leads there always the least important."""
     by_size = sorted(lost, key=lambda edge: abs(lost[edge]))
@@ -146,17 +170,15 @@ def _orders(lost: dict[tuple[int, int], float], now: float) -> list[list[tuple[i
 
 
 def _as_many(
-    runs: Runs, kept_NS: Tensor, orders: Sequence[Sequence[tuple[int, int]]], bound: float, at_least: int
+    runs: Runs, kept: Tensor, orders: Sequence[Sequence[Place]], bound: float, at_least: int
 ) -> Tensor:
     """The smallest subgraph that the bound still holds for without the first so many edges of one of some orders; at
     the worst without so many of the first."""
     tried = []
     for order in orders:
         for count in sorted({max(at_least, round(len(order) * share)) for share in SHARES}):
-            fewer = kept_NS.clone()
-            for edge in order[:count]:
-                fewer[edge] = False
-            tried.append(runs.graph.connected(fewer))
+            fewer = _less(kept, order[:count])
+            tried.append(runs.graph.connected(fewer) if fewer.dim() == 2 else fewer)
     fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
     good = [fewer for fewer, is_fine in zip(tried, fine, strict=True) if is_fine]
     return min(good, key=lambda fewer: int(fewer.sum())) if good else tried[0]

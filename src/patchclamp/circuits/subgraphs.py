@@ -2,13 +2,14 @@
 
     x_d = ref + Σ_s w[d, s] (out_s - ref_s)
 
-The stream of destination d is the reference's, and what its kept sources wrote besides. w is 1 for an edge that is kept
+The stream of destination d is the reference's, and what its kept sources wrote besides. Where tokens have roles, an
+edge may be kept at the tokens of some of them only: w[d, s, p]. w is 1 for an edge that is kept
 and 0 for one that is cut; the sum is the same as the stream less what cut edges carry (`wiring.py`), but of a small
 subgraph only the parts on a way from the embeddings to the logits have to be run, and the blocks between are passed
 over. Weights between 0 and 1 have a gradient: what every edge contributes to the answer within the subgraph.
 
 Shape suffixes: B prompts, M subgraphs, R rows (a prompt under a subgraph), S sources, K of them known beforehand,
-N destinations, T tokens from the first on that differ, D model width.
+N destinations, P roles, T tokens from the first on that differ, D model width.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ class SubgraphPass:
         self, runs: PairRuns, weights_MNS: Tensor, computed: Sequence[int], known: Known,
         prompts: Tensor | None = None,
     ) -> None:
-        """`computed`: numbers of the sources to be run, ascending; others than these and the known ones write what they
-        write in the reference. `prompts`: the numbers of those that are run and known; all if not given."""
+        """`weights_MNS`: or by role, [M, N, S, P], with the runs' `role_BT`. `computed`: numbers of the sources to be
+        run, ascending; others than these and the known ones write what they write in the reference. `prompts`: the
+        numbers of those that are run and known; all if not given."""
         self.runs, self.graph, self.wiring = runs, runs.graph, runs.wiring
         self.weights_MNS, self.known = weights_MNS, known
         prompts = torch.arange(runs.n_prompts) if prompts is None else prompts
@@ -152,21 +154,31 @@ class SubgraphPass:
 
     def _stream(self, places: list[int], layer: int, which: int, last: bool = False) -> Tensor:
         """What some destinations read, [R, N, T, D]; of the last token alone, [R, N, 1, D]."""
-        runs, rows_R = self.runs, self.rows_R
-        weights_MNS = self.weights_MNS[:, places]
-        n_tokens = 1 if last else runs.n_tokens
-        known_KX = self.known_KX
-        if last:
-            known_KX = self.known.delta[:, :, -1].transpose(0, 1).flatten(1)
-        known_MNX = weights_MNS[:, :, self.known.sources] @ known_KX
-        stream = known_MNX.unflatten(2, (self.n_prompts, n_tokens, -1)).transpose(1, 2).flatten(0, 1)
+        runs, rows_R, weights = self.runs, self.rows_R, self.weights_MNS[:, places]
         base_BTD = runs.ending_BTD if last else runs.start_BTD[layer, which]
-        stream = stream + base_BTD[rows_R][:, None]
+        stream = base_BTD[rows_R][:, None]
+        if weights.dim() == 3:
+            return stream + self._carried(weights, last)
+        assert runs.role_BT is not None
+        role_RT = runs.role_BT[rows_R][:, -1:] if last else runs.role_BT[rows_R]
+        for role in range(weights.shape[-1]):
+            here_RT = role_RT == role
+            if here_RT.any() and (weights[..., role] != 0).any():
+                stream = stream + self._carried(weights[..., role], last) * here_RT[:, None, :, None]
+        return stream.expand(-1, len(places), -1, -1)
+
+    def _carried(self, weights_MNS: Tensor, last: bool) -> Tensor:
+        """What kept edges carry into some destinations, [R, N, T, D]."""
+        known = self.known.delta
+        known_KX = known[:, :, -1].transpose(0, 1).flatten(1) if last else self.known_KX
+        known_MNX = weights_MNS[:, :, self.known.sources] @ known_KX
+        n_tokens = 1 if last else self.runs.n_tokens
+        carried = known_MNX.unflatten(2, (self.n_prompts, n_tokens, -1)).transpose(1, 2).flatten(0, 1)
         if self.written.n:
             weights_RNA = weights_MNS[:, :, self.computed[: self.written.n]].repeat_interleave(self.n_prompts, 0)
-            written = self.written if not last else self.written_last()
-            stream = stream + written.mixed(weights_RNA)
-        return stream
+            written = self.written_last() if last else self.written
+            carried = carried + written.mixed(weights_RNA)
+        return carried
 
     def written_last(self) -> Written:
         """What was written at the last token."""

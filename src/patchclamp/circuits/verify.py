@@ -75,9 +75,11 @@ def verify_circuit(model: Model, spec: VerifySpec, progress: Progress) -> Outcom
                         f"({model.weights_hash[:12]}); load that model")
     graph = Graph.of(model.anatomy, old.grouped)
     search = old.ready(model, old.search)
-    new = certify(model, old.kept(graph), (search, runs_of(model, graph, search, old.ablation)),
-                  old.ready(model, old.heldout), old.ready(model, old.others) if old.others else [], old.task,
-                  old.bound, old.ablation, spec.seed)
+    by_role = (old.roles.names, old.roles.kept(graph)) if old.roles else None
+    runs = runs_of(model, graph, search, old.ablation, by_role and by_role[0])
+    new = certify(model, old.kept(graph), (search, runs), old.ready(model, old.heldout),
+                  old.ready(model, old.others) if old.others else [], old.task, old.bound, old.ablation, spec.seed,
+                  by_role)
     numbers = [Checked(name=name, certified=a, measured=b) for (name, a), (_, b) in
                zip(_numbers(old), _numbers(new), strict=True)]
     gaps = torch.tensor([abs(one.measured - one.certified) for one in numbers])
@@ -104,4 +106,5 @@ def _numbers(of: Certificate) -> list[tuple[str, float]]:
         ("completeness", of.completeness),
         *((f"{one.edge}, loss", one.effect.mean) for one in of.edges),
         *((f"{one.edge}, loss on held-out prompts", one.heldout.mean) for one in of.edges),
+        *((f"{one.edge} at {one.role}, loss", one.effect.mean) for one in (of.roles.edges if of.roles else ())),
     ]

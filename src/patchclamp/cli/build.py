@@ -43,7 +43,7 @@ class RunOptions(BaseModel):
     html: Path | None = None
     """Write the chart as a self-contained HTML page to this file."""
     png: Path | None = None
-    """Write the chart as a PNG image to this file."""
+    """Write the chart as an image to this file, .png or .svg."""
     out: Path | None = None
     """Write the record and its files into this folder instead of the user's store."""
     no_record: bool = False

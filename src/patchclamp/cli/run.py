@@ -103,11 +103,11 @@ def check_places(options: RunOptions) -> None:
     """Raise InputError for an output that cannot be written, while that costs no run."""
     if options.out and options.no_record:
         raise SpecError("--out says where the record goes and --no-record that there is none; leave one out")
-    for option, path, suffixes in (("--html", options.html, (".html",)), ("--png", options.png, (".png",))):
+    for option, path, suffixes in (("--html", options.html, (".html",)), ("--png", options.png, (".png", ".svg"))):
         if path is None:
             continue
         if path.suffix.lower() not in suffixes:
-            raise FileError(f"{option} {path}: the file's name has to end in {suffixes[0]}")
+            raise FileError(f"{option} {path}: the file's name has to end in {' or '.join(suffixes)}")
         if path.is_dir():
             raise FileError(f"{option} {path} is a folder; give a file in it")
         _check_folder(option, path.absolute().parent)

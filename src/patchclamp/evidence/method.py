@@ -87,6 +87,7 @@ BUILT_IN = (
     "patchclamp.circuits.evaluate",
     "patchclamp.circuits.heads",
     "patchclamp.circuits.flow",
+    "patchclamp.circuits.show",
     "patchclamp.circuits.verify",
 )
 
