@@ -3,9 +3,10 @@
 import pytest
 import torch
 from cut import tiny_runs
-from tiny import CONFIGS
+from tiny import CONFIGS, tiny_model
 
 from patchclamp.circuits.attribution import attribution
+from patchclamp.circuits.frozen_norms import frozen_norms, is_norm
 
 STEP = 2e-3
 """Of the change that an edge carries: large beside the float32 that norms and softmax are computed in, small enough for
@@ -42,6 +43,34 @@ def test_integrated_gradients_are_the_mean_over_the_way():
     runs = tiny_runs("llama").groups[0]
     assert torch.allclose(attribution(runs, steps=1), attribution(runs))
     assert not torch.allclose(attribution(runs, steps=4), attribution(runs))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_frozen_norms_say_the_same_and_have_no_gradient_along_their_input(name):
+    model = tiny_model(name, double=True) if "moe" not in name else tiny_model(name)
+    norms = [module for module in model.anatomy.base.modules() if is_norm(module)]
+    assert norms
+    for norm in norms:
+        shape = tuple(norm.weight.shape)
+        x = torch.randn(2, 3, *shape, dtype=norm.weight.dtype, generator=torch.Generator().manual_seed(0)) + 0.3
+        x.requires_grad_()
+        usual, want = norm(x), torch.linspace(-1, 1, shape[-1], dtype=x.dtype)
+        with frozen_norms(model.anatomy.base):
+            held = norm(x)
+            slope = torch.autograd.grad((held * want).sum(), x)[0]
+        assert torch.allclose(held, usual, atol=1e-6)
+        bias = getattr(norm, "bias", None)
+        linear = ((held - (0 if bias is None else bias)) * want).sum()
+        # the gradient of something linear in x, times x, is that thing
+        assert float((slope * x).sum()) == pytest.approx(float(linear), rel=1e-4)
+    assert not any("forward" in vars(norm) for norm in norms)
+
+
+def test_frozen_scores_are_others_and_leave_the_model_alone():
+    runs = tiny_runs("gemma3").groups[0]
+    usual = attribution(runs)
+    frozen = attribution(runs, frozen=True)
+    assert not torch.allclose(frozen, usual) and torch.allclose(attribution(runs), usual)
 
 
 @pytest.mark.parametrize("limit", [1, 10_000])

@@ -133,3 +133,62 @@ def test_a_few_edges_of_gemma_tell_the_indirect_object(gemma):
     assert result.faithfulness_heldout > 0.8
     assert result.faithfulness_others > 0.8
     assert record.verdict.outcome == "supported"
+
+
+def test_a_bound_that_even_the_whole_graph_misses_is_refused(pairs):
+    with pytest.raises(SpecError, match="even the whole graph has a faithfulness of"):
+        pc.find_circuit(tiny_model("llama"), pairs=str(pairs), prompts=6, heldout=4, controls=0, bound=1 - 1e-15)
+
+
+def test_edges_at_roles_keep_the_bound_and_none_can_go(found):
+    by_role = found[0].result.certificate.roles
+    assert by_role.names == ["what differs", "last", "other words"]
+    assert 0.9 <= by_role.faithfulness.mean <= 1.1 and by_role.minimal
+    certified = {one.edge for one in found[0].result.certificate.edges}
+    assert {one.edge for one in by_role.edges} <= certified
+    for one in by_role.edges:
+        assert not 0.9 <= by_role.faithfulness.mean - one.effect.mean <= 1.1
+        if one.edge.endswith("logits"):
+            assert one.role == "last"
+
+
+def test_a_circuit_is_drawn_with_every_edge_between_its_nodes(found, tmp_path):
+    record = pc.show_circuit(tiny_model("llama"), certificate=str(found[1]), dot=str(tmp_path / "c.dot"))
+    drawing, certificate = record.result.drawing, found[0].result.certificate
+    assert drawing == found[0].result.drawing
+    assert {(line.edge, line.role) for line in drawing.lines} == {(e.edge, e.role) for e in certificate.roles.edges}
+    nodes = drawing.nodes
+    for line in drawing.lines:
+        source, destination = line.edge.split("->")
+        assert (nodes[line.source].part, nodes[line.source].role) == (source, line.role)
+        kind, *numbers = destination.split(".")
+        ends = nodes[line.destination].part.split(".")
+        assert ends[0] == {"q": "head", "k": "head", "v": "head"}.get(kind, kind) and ends[1:2] == numbers[:1]
+        assert nodes[line.source].y < nodes[line.destination].y
+    assert len({(node.x, node.y) for node in nodes}) == len(nodes)
+    for head in {look.head for look in record.result.looks}:
+        for reader in {look.reader for look in record.result.looks if look.head == head}:
+            shares = [one.share for one in record.result.looks if (one.head, one.reader) == (head, reader)]
+            assert sum(shares) == pytest.approx(1, abs=1e-5)
+    text = (tmp_path / "c.dot").read_text()
+    assert text.startswith("digraph circuit {") and text.count(" -> ") == len(drawing.lines)
+    chart = json.dumps(record.result.chart().to_dict())
+    assert all(part in chart for part in ("edges shown", "picked", certificate.roles.edges[0].edge))
+
+
+def test_a_picture_needs_the_certificates_model_and_a_folder(found, tmp_path):
+    with pytest.raises(SpecError, match="load that model"):
+        pc.show_circuit(tiny_model("gemma3"), certificate=str(found[1]))
+    with pytest.raises(SpecError, match="there is no folder"):
+        pc.show_circuit(tiny_model("llama"), certificate=str(found[1]), dot=str(tmp_path / "none" / "c.dot"))
+    with pytest.raises(FileError, match="no certificate"):
+        (tmp_path / "circuit.json").write_text("{}")
+        pc.show_circuit(tiny_model("llama"), certificate=str(tmp_path))
+
+
+def test_without_roles_a_circuit_has_one_column(pairs):
+    result = pc.find_circuit(tiny_model("llama"), pairs=str(pairs), prompts=6, heldout=4, controls=0, max_edges=1.0,
+                             roles=False).result
+    assert result.certificate.roles is None and result.drawing.columns == ["all tokens"]
+    assert {line.edge for line in result.drawing.lines} == {one.edge for one in result.certificate.edges}
+    result.chart()

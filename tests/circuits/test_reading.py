@@ -140,3 +140,14 @@ def head(**fields):
 ])
 def test_labels_are_given_where_the_numbers_are_clear(fields, label):
     assert label_of(head(**fields))[0] == label
+
+
+@pytest.mark.parametrize("method", ["read_heads", "flow"])
+def test_what_the_model_cannot_do_is_not_read(method, pairs, tmp_path):
+    """The same prompts with answers exchanged."""
+    rows = [json.loads(line) for line in Path(pairs).read_text().splitlines()]
+    path = tmp_path / "wrong.jsonl"
+    path.write_text("".join(json.dumps({**row, "answer": row["distractor"], "distractor": row["answer"]}) + "\n"
+                            for row in rows))
+    with pytest.raises(SpecError, match=r"answers 0% of the pairs of wrong\.jsonl rightly"):
+        getattr(pc, method)(tiny_model("llama"), pairs=str(path), prompts=4, heldout=4)

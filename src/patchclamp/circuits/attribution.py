@@ -4,18 +4,21 @@
 
 The gradient is that by what destination d reads alone. `eap` takes it at the clean run (Nanda 2023; Syed et al. 2023,
 arXiv 2310.10348); `eap-ig` averages it over runs whose embeddings lie on the straight way from the reference's to the
-clean ones, z' + k/m (z - z') for k = 1 … m (Hanna et al. 2024, arXiv 2403.17806, equation 3).
+clean ones, z' + k/m (z - z') for k = 1 … m (Hanna et al. 2024, arXiv 2403.17806, equation 3). Either may hold norms
+still (`frozen_norms.py`).
 
 Shape suffixes: B prompts, R rows, S sources, N destinations, T tokens, D model width, U units, E head width.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchclamp.circuits.frozen_norms import frozen_norms
 from patchclamp.circuits.pairruns import PairRuns
 from patchclamp.circuits.wiring import Visit
 
@@ -23,15 +26,15 @@ GRAPH_TOKENS = 512
 """Rows times tokens whose activations are kept for one backward pass."""
 
 
-def attribution(runs: PairRuns, steps: int = 0) -> Tensor:
+def attribution(runs: PairRuns, steps: int = 0, frozen: bool = False) -> Tensor:
     """The score of every edge for each prompt, [N, S, B]; 0 where there is no edge. `steps`: of integrated gradients;
-    0 for the gradient at the clean run."""
+    0 for the gradient at the clean run. `frozen`: norms are held still for the gradient."""
     graph, n = runs.graph, runs.n_prompts
     out_NSB = runs.delta_BSTD.new_zeros(len(graph.destinations), len(graph.sources), n)
     shares = [k / steps for k in range(1, steps + 1)] if steps else [1.0]
     at_once = max(1, GRAPH_TOKENS // runs.n_tokens)
     rows = [(b, share) for b in range(n) for share in shares]
-    with runs.model.in_turn():
+    with runs.model.in_turn(), frozen_norms(runs.model.anatomy.base) if frozen else nullcontext():
         for i in range(0, len(rows), at_once):
             some = rows[i : i + at_once]
             _add(runs, torch.tensor([b for b, _ in some]), torch.tensor([share for _, share in some]), out_NSB)

@@ -121,7 +121,7 @@ def evaluate_circuits(model: Model, spec: EvaluateCircuitsSpec, progress: Progre
     """
     graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     looked, heldout = (runs_of(model, graph, pairs, spec.ablation) for pairs in (found.search, found.heldout))
-    solved = require_solved(looked, spec.anyway, spec.task or "the file")
+    solved = require_solved(looked, spec)
     each_NSB = scored(looked, spec.method, spec.steps, progress)
     sizes = [max(1, round(fraction * graph.n_edges)) for fraction in spec.fractions]
     circuits = greedy(graph, each_NSB.mean(-1), sizes)

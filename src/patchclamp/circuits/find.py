@@ -11,16 +11,19 @@ as many edges into each block, stand beside. Wang et al. 2022, arXiv 2211.00593;
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from patchclamp.circuits.certificate import NAME, Certificate, certify
 from patchclamp.circuits.controls import random_circuits
 from patchclamp.circuits.drawing import Drawing, drawn
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import GraphSpec, material, require_solved, role_names, runs_of
-from patchclamp.circuits.search import prune, prune_roles, shortlist
+from patchclamp.circuits.runs import Runs
+from patchclamp.circuits.search import acdc, holds, optimised, prune, prune_roles, shortlist
+from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.verdict import Verdict, judge
 from patchclamp.forward import Model
@@ -38,6 +41,15 @@ class FindSpec(GraphSpec):
     """Faithfulness of the circuit on the prompts looked on, and no further above 1."""
     max_edges: float = Field(0.02, gt=0, le=1)
     """Most edges of the circuit, as a share of all; a circuit that needs more does not support the claim."""
+    search: Literal["greedy", "acdc", "masks"] = "greedy"
+    """What exact pruning begins with: a connected shortlist of the edges of the largest scores; what is left when, from
+    the logits back, every edge is cut whose loss changes faithfulness by less than a threshold (Conmy et al. 2023); or
+    a shortlist by how much each edge is kept when that is optimised for few and faithful (Bhaskar et al. 2024, arXiv
+    2406.16778)."""
+    threshold: float = Field(0.01, gt=0)
+    """Of acdc: of a change of faithfulness."""
+    penalty: float = Field(0.002, gt=0)
+    """Of masks: how much faithfulness an edge has to be worth."""
     steps: int = Field(5, ge=0)
     """Of integrated gradients for the ranking; 0 for the gradient at the clean prompt alone."""
     roles: bool = True
@@ -105,17 +117,18 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     circuits with as many edges into each block.
     """
     graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
-    what = spec.task or Path(spec.pairs or "").name
     runs = runs_of(model, graph, found.search, spec.ablation)
-    solved = require_solved(runs, spec.anyway, what)
-    scores_NS = runs.attribution(spec.steps).mean(-1)
-    first = shortlist(runs, scores_NS, spec.bound)
+    solved = require_solved(runs, spec)
+    first = _first(runs, spec, progress)
+    if not holds(whole := runs.faithfulness(first[None])[0], spec.bound):
+        raise SpecError(f"even the whole graph has a faithfulness of {whole:.7f} in numbers of this size, and the "
+                        f"bound asks for {spec.bound}; give a lower --bound")
     kept = prune(runs, first, spec.bound, progress.track)
     by_role = None
     if spec.roles:
         names = role_names(found.search)
         by_role = names, prune_roles(runs, kept, len(names), spec.bound, progress.track)
-    certificate = certify(model, kept, (found.search, runs), found.heldout, found.others, what, spec.bound,
+    certificate = certify(model, kept, (found.search, runs), found.heldout, found.others, spec.what, spec.bound,
                           spec.ablation, spec.seed, by_role)
     random: list[float] = []
     verdict = None
@@ -131,6 +144,15 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
         random=random, certificate=certificate, drawing=drawn(certificate, graph), path=str(path) if path else None,
     )
     return result, verdict
+
+
+def _first(runs: Runs, spec: FindSpec, progress: Progress) -> Tensor:
+    """What pruning begins with, [N, S]; the whole graph if what was found does not keep the bound."""
+    if spec.search == "acdc":
+        kept = acdc(runs, spec.threshold, progress.track)
+        return kept if holds(runs.faithfulness(kept[None])[0], spec.bound) else runs.graph.edges
+    scores_NS = optimised(runs, spec.penalty, progress.track) if spec.search == "masks" else None
+    return shortlist(runs, runs.attribution(spec.steps).mean(-1) if scores_NS is None else scores_NS, spec.bound)
 
 
 def _beside_random(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from patchclamp.circuits.material import LAST, REST, ReadyPair, TaskSpec, material
+from patchclamp.circuits.material import LAST, REST, ReadyPair, TaskSpec, logit_differences, material, require_preferred
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -104,6 +104,7 @@ def flow(model: Model, spec: FlowSpec, progress: Progress) -> Outcome:
     window was not chosen on, than blocking as many random tokens of the rest does?
     """
     found = material(model, spec)
+    require_preferred(logit_differences(model, found.search), spec)
     looked, tested = ([_prompt(pair) for pair in pairs] for pairs in (found.search, found.heldout))
     names = list(dict.fromkeys(name for prompt in looked for name in prompt.roles))
     if spec.to != LAST and spec.to not in names:

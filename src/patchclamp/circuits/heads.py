@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from patchclamp.circuits.material import ReadyPair, TaskSpec, material
+from patchclamp.circuits.material import ReadyPair, TaskSpec, logit_differences, material, require_preferred
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Interval, Verdict, judge
@@ -105,6 +105,7 @@ def read_heads(model: Model, spec: HeadsSpec, progress: Progress) -> Outcome:
     The verdict asks whether the heads that got a label change the answer more than those that got none.
     """
     pairs = material(model, spec).search
+    require_preferred(logit_differences(model, pairs), spec)
     effects_BLH, clean = _effects(model, pairs, progress)
     seen = [_Seen(model, pair) for pair in progress.track(pairs, "reading heads", len(pairs))]
     rows = [_row(seen, effects_BLH, layer, unit, spec.seed)

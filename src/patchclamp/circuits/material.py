@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from patchclamp.circuits.runs import Runs
 from patchclamp.errors import PromptError, SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Part, Spec
+from patchclamp.forward import Plan, Readout
 from patchclamp.tasks.circuit import CircuitPair, circuit_task
 from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.read import read_rows
@@ -45,6 +47,11 @@ class TaskSpec(Spec):
     """Pairs to test on, with other words in the same templates; as many in the templates not looked on."""
     anyway: bool = False
     """Go on even if the model answers fewer than 60 % of the pairs rightly."""
+
+    @property
+    def what(self) -> str:
+        """The task in a word."""
+        return self.task or Path(self.pairs or "").name
 
     @model_validator(mode="after")
     def _one_of_both(self) -> TaskSpec:
@@ -194,13 +201,25 @@ def runs_of(
                 ablation, [p.numbered(names) for p in pairs])
 
 
-def require_solved(runs: Runs, anyway: bool, what: str) -> float:
-    """Share of pairs whose answer is likelier than the distractor. SpecError if it is below `SOLVED`, or if the prompts
-    do not differ in what they say about the answer."""
-    share = float((runs.clean_B > 0).float().mean())
-    if share < SOLVED and not anyway:
-        raise SpecError(f"the model answers {share:.0%} of the pairs of {what} rightly, and a circuit of what it "
+def require_preferred(m_B: Sequence[float], spec: TaskSpec) -> float:
+    """Share of pairs whose logit difference m is above 0: whose answer is likelier than the distractor. SpecError if it
+    is below `SOLVED`."""
+    share = sum(m > 0 for m in m_B) / len(m_B)
+    if share < SOLVED and not spec.anyway:
+        raise SpecError(f"the model answers {share:.0%} of the pairs of {spec.what} rightly, and how it does what it "
                         f"cannot do means nothing ({SOLVED:.0%} are asked for; --anyway goes on)")
+    return share
+
+
+def logit_differences(model: Model, pairs: Sequence[ReadyPair]) -> list[float]:
+    """m of the clean prompts."""
+    plan = Plan.of([(pair.clean, [], [Readout.logit_difference(*pair.choice)]) for pair in pairs])
+    return [float(values[0]) for values in model.execute(plan)]
+
+
+def require_solved(runs: Runs, spec: TaskSpec) -> float:
+    """The same, and SpecError if the prompts do not differ in what they say about the answer."""
+    share = require_preferred(runs.clean_B.tolist(), spec)
     span = float(runs.clean_B.mean() - runs.corrupted_B.mean())
     if span < 0.1:
         raise SpecError(f"the mean logit difference is {float(runs.clean_B.mean()):.2f} on the clean prompts and "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from patchclamp.circuits.memory import Parts
 from patchclamp.circuits.subgraphs import Known, SubgraphPass, behind, slopes
 from patchclamp.circuits.wiring import Visit, Wiring, prove
 
@@ -63,6 +64,7 @@ class PairRuns:
         other_BT = torch.tensor(corrupted, device=device)
         self.choices_B2 = torch.tensor(choices, device=device)
         self.start = self._first_difference(other_BT) if ablation == "resample" else 0
+        self.parts = Parts()
         self.role_BT = None if roles is None else torch.tensor(roles)[:, self.start :]
         with torch.no_grad(), model.in_turn():
             self.prefix = wiring.prefix(self.ids_BT, self.start)
@@ -169,12 +171,13 @@ class PairRuns:
                  for mine in (sorted(of_layer, key=lambda i: edges[i]),) for i in range(0, len(mine), at_once)]
         with self.model.in_turn():
             for layer, some in track(parts, "cutting edges", len(parts)) if track else parts:
-                out_EB[some] = self._cut_alone(layer, [edges[i] for i in some])
+                cut = partial(self._cut_alone, layer, [edges[i] for i in some])
+                out_EB[some] = torch.cat(self.parts.run(len(some), at_once, cut))
         return out_EB
 
-    def _cut_alone(self, layer: int, edges: Sequence[tuple[int, int]]) -> Tensor:
+    def _cut_alone(self, layer: int, edges: Sequence[tuple[int, int]], part: slice) -> Tensor:
         """m with each of some edges into one block cut, [edges, B]."""
-        n = self.n_prompts
+        n, edges = self.n_prompts, edges[part]
         sources_E = torch.tensor([s for _, s in edges])
         if layer == self.graph.n_layers:
             last_BED = self.last_BD[:, None] - self.delta_BSTD[:, sources_E, -1]
@@ -224,11 +227,9 @@ class PairRuns:
         if kept_MNS.dim() == 3:
             kept_MNS = self.graph.connected(kept_MNS)
         known = Known(torch.tensor([0]), self.delta_BSTD[:, :1])
-        found = []
         with self.model.in_turn():
-            for some_MNS in kept_MNS.split(self._at_once(_computed(kept_MNS))):
-                found.append(self._pass(some_MNS, _computed(some_MNS), known).measured())
-        return torch.cat(found)
+            measured = partial(self._measured, kept_MNS, known, None)
+            return torch.cat(self.parts.run(len(kept_MNS), self._at_once(_computed(kept_MNS)), measured))
 
     @torch.no_grad()
     def without(self, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
@@ -251,9 +252,8 @@ class PairRuns:
                 anew_S = behind(self.wiring, kept_NS, places)[known.sources]
                 anew = known.sources[anew_S].tolist()
                 rest = Known(known.sources[~anew_S], known.delta[:, ~anew_S])
-                at_once = self._at_once(anew)
-                for some, some_MNS in zip(torch.tensor(mine).split(at_once), fewer_MNS.split(at_once), strict=True):
-                    out_EB[some] = self._pass(some_MNS, anew, rest).measured()
+                measured = partial(self._measured, fewer_MNS, rest, anew)
+                out_EB[mine] = torch.cat(self.parts.run(len(mine), self._at_once(anew), measured))
         return out_EB
 
     def slopes(self, weights_NS: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,6 +269,11 @@ class PairRuns:
         one.measured()
         assert one.written.whole is not None
         return Known(torch.tensor([0, *computed]), torch.cat([self.delta_BSTD[:, :1], one.written.whole], 1))
+
+    def _measured(self, kept_MNS: Tensor, known: Known, computed: Sequence[int] | None, part: slice) -> Tensor:
+        """m of some of the subgraphs, [part of M, B]; `computed` all sources that they have if not given."""
+        some_MNS = kept_MNS[part]
+        return self._pass(some_MNS, _computed(some_MNS) if computed is None else computed, known).measured()
 
     def _pass(self, kept_MNS: Tensor, computed: Sequence[int], known: Known) -> SubgraphPass:
         return SubgraphPass(self, kept_MNS.to(self.delta_BSTD), computed, known)

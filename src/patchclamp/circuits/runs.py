@@ -53,9 +53,9 @@ class Runs:
         joined = torch.cat(list(parts), -1)
         return joined[..., torch.argsort(torch.tensor([i for mine in self.order for i in mine]))]
 
-    def attribution(self, steps: int = 0) -> Tensor:
+    def attribution(self, steps: int = 0, frozen: bool = False) -> Tensor:
         """Every edge's attribution for each prompt, [N, S, B]."""
-        return self._in_order([attribution(group, steps) for group in self.groups])
+        return self._in_order([attribution(group, steps, frozen) for group in self.groups])
 
     def each_edge(self, track: Track | None = None) -> Tensor:
         """m with each edge alone cut, [N, S, B]; NaN where there is none."""

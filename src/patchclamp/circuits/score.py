@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     import altair
     import pandas
 
-Scoring = Literal["exact", "eap", "eap-ig"]
+Scoring = Literal["exact", "eap", "eap-ig", "eap-frozen"]
 
 
 class ScoreSpec(GraphSpec):
     """How edges are scored."""
 
     method: Scoring = "eap-ig"
-    """Exact activation patching of each edge, attribution patching (eap), or that with integrated gradients."""
+    """Exact activation patching of each edge; attribution patching (eap), that with integrated gradients, or with norms
+    held still for the gradient."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
     check: int = Field(120, ge=12)
@@ -79,7 +80,7 @@ def scored(runs: Runs, how: Scoring, steps: int, progress: Progress) -> Tensor:
     """Each edge's score for each prompt, [N, S, B]; 0 where there is none."""
     if how == "exact":
         return (runs.each_edge(progress.track) - runs.clean_B).nan_to_num(0.0)
-    return runs.attribution(steps if how == "eap-ig" else 0)
+    return runs.attribution(steps if how == "eap-ig" else 0, frozen=how == "eap-frozen")
 
 
 @method("circuits.score", spec=ScoreSpec, result=EdgeScores)
@@ -91,7 +92,7 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
     """
     graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     runs = runs_of(model, graph, found.search, spec.ablation)
-    solved = require_solved(runs, spec.anyway, spec.task or "the file")
+    solved = require_solved(runs, spec)
     mean_NS = scored(runs, spec.method, spec.steps, progress).mean(-1)
     every = graph.edges.nonzero()
     order = mean_NS[graph.edges].abs().argsort(descending=True)

@@ -27,6 +27,7 @@ Place: TypeAlias = tuple[int, ...]
 """An edge as (destination, source), or one at a role as (destination, source, role)."""
 SIZES = 8
 """Subgraphs tried at once."""
+MASK_STEPS, MASK_RATE = 40, 0.05
 COARSE = 0.95
 """How much smaller a step by slopes has to make a subgraph to be followed by another."""
 SHARES = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1)
@@ -97,6 +98,37 @@ def _first_that_holds(runs: Runs, scores_NS: Tensor, sizes: Sequence[int], bound
             if holds(faithfulness, bound):
                 return size
     return sizes[-1]
+
+
+def acdc(runs: Runs, threshold: float, track: Track | None = None) -> Tensor:
+    """What is left of the graph [N, S] when, destination after destination from the logits back, every edge is cut
+    whose loss alone changes F by less than a threshold (Conmy et al. 2023, arXiv 2304.14997, algorithm 1; the edges
+    into one destination are tried together). Destinations that nothing behind needs any more are passed over."""
+    graph = runs.graph
+    kept_NS, places = graph.edges, range(len(graph.destinations) - 1, -1, -1)
+    for place in track(places, "cutting edges from the logits back", len(places)) if track else places:
+        edges = [(place, source) for source in kept_NS[place].nonzero()[:, 0].tolist()]
+        if edges:
+            now = runs.faithfulness(kept_NS[None])[0]
+            alone = runs.faithfulness_of(runs.without(kept_NS, edges))
+            fewer = _less(kept_NS, [edge for edge, f in zip(edges, alone, strict=True) if abs(now - f) < threshold])
+            kept_NS = graph.connected(fewer)
+    return kept_NS
+
+
+def optimised(runs: Runs, penalty: float, track: Track | None = None) -> Tensor:
+    """How much each edge is kept, 0 to 1 [N, S], when |1 - F| + penalty · Σ kept is made small by Adam, from all edges
+    kept whole (edge pruning: Bhaskar et al. 2024, arXiv 2406.16778, without its noise)."""
+    weights, slope_NS = runs.graph.edges.float().requires_grad_(), torch.ones(1)
+    adam = torch.optim.Adam([weights], lr=MASK_RATE)
+    for _ in track(range(MASK_STEPS), "optimising masks", MASK_STEPS) if track else range(MASK_STEPS):
+        f, slope_NS = runs.slopes(weights.detach())
+        direction = -1.0 if f < 1 else 1.0
+        weights.grad = (direction * slope_NS + penalty) * runs.graph.edges
+        adam.step()
+        with torch.no_grad():
+            weights.clamp_(0, 1)
+    return weights.detach() + 1e-3 * slope_NS.abs() / slope_NS.abs().max()  # among edges kept alike, those worth more
 
 
 def holds(faithfulness: float, bound: float) -> bool:

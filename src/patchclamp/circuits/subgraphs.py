@@ -208,13 +208,15 @@ def slopes(runs: PairRuns, weights_NS: Tensor) -> tuple[Tensor, Tensor]:
     used_S[0] = False
     computed = used_S.nonzero()[:, 0].tolist()
     each = (len(computed) + 1) * runs.n_tokens * runs.model.d_model
-    found, total_NS = [], torch.zeros_like(runs.graph.edges, dtype=runs.delta_BSTD.dtype)
-    for prompts in torch.arange(runs.n_prompts).split(max(1, GRADED // each)):
+
+    def part(some: slice) -> tuple[Tensor, Tensor]:
+        prompts = torch.arange(runs.n_prompts)[some]
         with torch.enable_grad():
             leaf_MNS = weights_NS.detach().to(runs.delta_BSTD)[None].requires_grad_()
             known = Known(torch.tensor([0]), runs.delta_BSTD[prompts, :1])
             m_B = SubgraphPass(runs, leaf_MNS, computed, known, prompts).measured()[0]
             (gradient,) = torch.autograd.grad(m_B.sum(), leaf_MNS)
-        found.append(m_B.detach())
-        total_NS += gradient[0] * runs.graph.edges
-    return torch.cat(found), total_NS
+        return m_B.detach(), gradient[0] * runs.graph.edges
+
+    found = runs.parts.run(runs.n_prompts, max(1, GRADED // each), part)
+    return torch.cat([m_B for m_B, _ in found]), torch.stack([slope_NS for _, slope_NS in found]).sum(0)
