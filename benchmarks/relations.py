@@ -71,9 +71,9 @@ def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
             for way in WAYS:
                 if found[way]["failure"] or (way == SLOW and turn >= SLOW_ROUNDS):
                     continue
-                reply = workers[way].ask({"way": way, "layers": [middle], "check": str(scratch / f"{way}.npy")})
+                reply = workers[way].ask({"way": way, "given": [middle], "check": str(scratch / f"{way}.npy")})
                 keep(found[way], reply, f"{name} {way} block {middle}")
-            reply = workers["patchclamp"].ask({"way": "patchclamp", "layers": list(range(-1, n_layers - 1))})
+            reply = workers["patchclamp"].ask({"way": "patchclamp", "given": list(range(-1, n_layers - 1))})
             keep(found["all blocks"], reply, f"{name} patchclamp all {n_layers} layers")
         own = np.load(scratch / "patchclamp.npy")
         for way in WAYS:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from linear_relational import Prompt
 from linear_relational.training.train_lre import train_lre
-from relations_common import Way, load_folder, serve
+from timed_common import Way, load_folder, serve
 from transformers import AutoTokenizer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from relations_common import Way, serve
+from timed_common import Way, serve
 
 import patchclamp as pc
 from patchclamp.forward.jacobian import jacobians

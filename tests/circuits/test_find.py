@@ -192,3 +192,11 @@ def test_without_roles_a_circuit_has_one_column(pairs):
     assert result.certificate.roles is None and result.drawing.columns == ["all tokens"]
     assert {line.edge for line in result.drawing.lines} == {one.edge for one in result.certificate.edges}
     result.chart()
+
+
+@pytest.mark.parametrize("search", ["acdc", "masks"])
+def test_other_first_steps_end_in_circuits_too(search, pairs):
+    result = pc.find_circuit(tiny_model("llama"), pairs=str(pairs), prompts=6, heldout=4, controls=0, max_edges=1.0,
+                             roles=False, search=search).result
+    assert result.minimal and 0.9 <= result.faithfulness <= 1.1
+    assert result.edges_kept <= result.edges_shortlist

@@ -151,3 +151,10 @@ def test_what_the_model_cannot_do_is_not_read(method, pairs, tmp_path):
                             for row in rows))
     with pytest.raises(SpecError, match=r"answers 0% of the pairs of wrong\.jsonl rightly"):
         getattr(pc, method)(tiny_model("llama"), pairs=str(path), prompts=4, heldout=4)
+
+
+def test_circuits_ranked_by_pruning_are_nested_and_have_no_overlap_by_prompt(pairs):
+    result = pc.evaluate_circuits(tiny_model("llama"), pairs=pairs, method="pruned", fractions=(0.1, 0.3, 1.0),
+                                  controls=2, **ASK).result
+    assert result.method == "pruned" and all(one.jaccard is None for one in result.curve)
+    assert result.curve[-1].faithfulness == pytest.approx(1, abs=1e-4)

@@ -17,6 +17,7 @@ from patchclamp.circuits.material import PromptPair, ReadyPair, example_pairs, m
 from patchclamp.circuits.pairruns import Ablation
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.search import holds
+from patchclamp.circuits.units import UnitCircuit, certify_units
 from patchclamp.errors import FileError, StoreError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
@@ -116,6 +117,8 @@ class Certificate(Part):
     edges: list[CertifiedEdge]
     roles: RoleCircuit | None = None
     """The circuit's edges at the tokens of roles."""
+    units: UnitCircuit | None = None
+    """The neurons or features that the circuit's MLPs need."""
 
     def save(self, path: Path) -> Path:
         """Write it as JSON, beside and then renamed into place."""
@@ -153,10 +156,10 @@ class Certificate(Part):
 def certify(
     model: Model, kept_NS: Tensor, search: tuple[Sequence[ReadyPair], Runs], heldout: Sequence[ReadyPair],
     others: Sequence[ReadyPair], task: str, bound: float, ablation: Ablation, seed: int = 0,
-    by_role: tuple[Sequence[str], Tensor] | None = None,
+    by_role: tuple[Sequence[str], Tensor] | None = None, units: tuple[str, dict[int, list[int]]] | None = None,
 ) -> Certificate:
     """Measure everything that the certificate of a circuit says. `by_role`: the roles' names, and the circuit's edges
-    at them, [N, S, P]."""
+    at them, [N, S, P]. `units`: what kind, and by block those that its MLPs need."""
     graph = search[1].graph
     edges = [(int(d), int(s)) for d, s in kept_NS.nonzero()]
     on_heldout = runs_of(model, graph, heldout, ablation, by_role and by_role[0])
@@ -173,6 +176,7 @@ def certify(
         completeness=1 - search[1].faithfulness((graph.edges & ~kept_NS)[None])[0],
         minimal=not any(holds(one.without, bound) for one in certified), edges=certified,
         roles=_by_role(search[1], on_heldout, *by_role, bound, seed) if by_role else None,
+        units=certify_units(search[1], on_heldout, kept_NS, *units, bound, seed) if units else None,
     )
 
 

@@ -11,7 +11,7 @@ from prompts looked on, F from held-out ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import GraphSpec, material, require_solved, runs_of
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.score import Scoring, scored
-from patchclamp.circuits.search import greedy
+from patchclamp.circuits.search import greedy, ranked_by_pruning
 from patchclamp.errors import RunError
 from patchclamp.evidence.bootstrap import control_range
 from patchclamp.evidence.cli_hints import CommaList
@@ -42,8 +42,11 @@ DRAWN = 1000
 class EvaluateCircuitsSpec(GraphSpec):
     """Which ranking, at which sizes."""
 
-    method: Scoring = "eap-ig"
-    """How edges are ranked."""
+    method: Scoring | Literal["pruned"] = "eap-ig"
+    """How edges are ranked; pruned: by how many rounds of pruning (circuits find) they survive, on a shortlist by
+    integrated gradients."""
+    bound: float = Field(0.9, gt=0, lt=1)
+    """Of pruning."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
     fractions: Annotated[tuple[float, ...], CommaList()] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -68,8 +71,9 @@ class CurvePoint(Part):
     edges: int
     """After what hangs loose is taken away."""
     faithfulness: float
-    jaccard: float
-    """Mean overlap with the circuits that resampled prompts give: shared edges over edges in either."""
+    jaccard: float | None
+    """Mean overlap with the circuits that resampled prompts give: shared edges over edges in either; null for pruned
+    circuits, which have no score by prompt."""
 
 
 class RandomPoint(Part):
@@ -84,7 +88,7 @@ class RandomPoint(Part):
 class CircuitCurve(Result):
     """Faithfulness by size."""
 
-    method: Scoring
+    method: Scoring | Literal["pruned"]
     edges_total: int
     solved: float
     cpr: float
@@ -122,9 +126,14 @@ def evaluate_circuits(model: Model, spec: EvaluateCircuitsSpec, progress: Progre
     graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
     looked, heldout = (runs_of(model, graph, pairs, spec.ablation) for pairs in (found.search, found.heldout))
     solved = require_solved(looked, spec)
-    each_NSB = scored(looked, spec.method, spec.steps, progress)
+    if spec.method == "pruned":
+        each_NSB = None
+        mean_NS = ranked_by_pruning(looked, looked.attribution(spec.steps).mean(-1), spec.bound, progress.track)
+    else:
+        each_NSB = scored(looked, spec.method, spec.steps, progress)
+        mean_NS = each_NSB.mean(-1)
     sizes = [max(1, round(fraction * graph.n_edges)) for fraction in spec.fractions]
-    circuits = greedy(graph, each_NSB.mean(-1), sizes)
+    circuits = greedy(graph, mean_NS, sizes)
     ours = heldout.faithfulness(circuits)
     generator = torch.Generator().manual_seed(spec.seed)
     theirs = [heldout.faithfulness(greedy(graph, scores, sizes))
@@ -132,7 +141,7 @@ def evaluate_circuits(model: Model, spec: EvaluateCircuitsSpec, progress: Progre
                                             for _ in range(spec.controls)], "random rankings", spec.controls)]
     cpr, cmd = areas(spec.fractions, ours)
     random = [areas(spec.fractions, one) for one in theirs]
-    overlaps = _overlaps(graph, each_NSB, sizes, circuits, spec)
+    overlaps = [None] * len(sizes) if each_NSB is None else _overlaps(graph, each_NSB, sizes, circuits, spec)
     result = CircuitCurve(
         method=spec.method, edges_total=graph.n_edges, solved=solved, cpr=cpr, cmd=cmd,
         random_cpr=[a for a, _ in random], random_cmd=[b for _, b in random],
@@ -153,7 +162,7 @@ def areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[fl
 
 def _overlaps(
     graph: Graph, each_NSB: Tensor, sizes: Sequence[int], circuits: Tensor, spec: EvaluateCircuitsSpec
-) -> list[float]:
+) -> list[float | None]:
     """By size, the mean Jaccard index of the circuit and those of resampled prompts."""
     n = each_NSB.shape[-1]
     generator = torch.Generator().manual_seed(spec.seed)

@@ -23,6 +23,7 @@ from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import GraphSpec, material, require_solved, role_names, runs_of
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.search import acdc, holds, optimised, prune, prune_roles, shortlist
+from patchclamp.circuits.units import mlps_of, prune_units
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.verdict import Verdict, judge
@@ -54,6 +55,9 @@ class FindSpec(GraphSpec):
     """Of integrated gradients for the ranking; 0 for the gradient at the clean prompt alone."""
     roles: bool = True
     """Also find at which tokens each edge is needed: those of the words that play a part, the last one, all others."""
+    units: Literal["none", "neuron", "feature"] = "none"
+    """Also find which units of the circuit's MLPs are needed: neurons, or features of autoencoders of MLPs' outputs
+    that are attached to the model."""
     controls: int = Field(20, ge=0)
     """Random circuits to compare with; 0 for no verdict."""
     out: DataFile | None = None
@@ -129,7 +133,7 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
         names = role_names(found.search)
         by_role = names, prune_roles(runs, kept, len(names), spec.bound, progress.track)
     certificate = certify(model, kept, (found.search, runs), found.heldout, found.others, spec.what, spec.bound,
-                          spec.ablation, spec.seed, by_role)
+                          spec.ablation, spec.seed, by_role, _units(runs, spec, kept, progress))
     random: list[float] = []
     verdict = None
     if spec.controls:
@@ -153,6 +157,15 @@ def _first(runs: Runs, spec: FindSpec, progress: Progress) -> Tensor:
         return kept if holds(runs.faithfulness(kept[None])[0], spec.bound) else runs.graph.edges
     scores_NS = optimised(runs, spec.penalty, progress.track) if spec.search == "masks" else None
     return shortlist(runs, runs.attribution(spec.steps).mean(-1) if scores_NS is None else scores_NS, spec.bound)
+
+
+def _units(runs: Runs, spec: FindSpec, kept: Tensor, progress: Progress) -> tuple[str, dict[int, list[int]]] | None:
+    """What kind, and by block those that the circuit's MLPs need."""
+    if spec.units == "none":
+        return None
+    runs.take_apart(spec.units, mlps_of(runs, kept, spec.units))
+    found = prune_units(runs, kept, spec.bound, progress.track)
+    return spec.units, {layer: kept_U.nonzero()[:, 0].tolist() for layer, kept_U in found.items()}
 
 
 def _beside_random(

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from patchclamp.circuits.memory import Parts
-from patchclamp.circuits.subgraphs import Known, SubgraphPass, behind, slopes
+from patchclamp.circuits.subgraphs import Known, SubgraphPass, behind, slopes, unit_slopes
 from patchclamp.circuits.wiring import Visit, Wiring, prove
+from patchclamp.model.tap import Tap
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
@@ -65,6 +66,10 @@ class PairRuns:
         self.choices_B2 = torch.tensor(choices, device=device)
         self.start = self._first_difference(other_BT) if ablation == "resample" else 0
         self.parts = Parts()
+        self.unit_point = "neuron"
+        self.units: dict[int, Tensor] = {}
+        """By block, what the units of its MLP are in the reference, [B, T, units]; what `with_units` takes apart."""
+        self._other_BT = other_BT
         self.role_BT = None if roles is None else torch.tensor(roles)[:, self.start :]
         with torch.no_grad(), model.in_turn():
             self.prefix = wiring.prefix(self.ids_BT, self.start)
@@ -261,6 +266,47 @@ class PairRuns:
         [N, S]: to first order what each edge contributes."""
         with self.model.in_turn():
             return slopes(self, weights_NS)
+
+    def unit_tap(self, layer: int) -> Tap:
+        """Where the units of a block's MLP pass."""
+        return self.model.anatomy.tap(self.unit_point, layer)
+
+    @torch.no_grad()
+    def take_apart(self, point: str, layers: Sequence[int]) -> None:
+        """Have the MLPs of some blocks ready unit by unit: neurons, or an autoencoder's features. SiteError if they
+        have none."""
+        self.unit_point, visit, found = point, Visit(), {}
+
+        def keep(raw: Tensor, layer: int) -> None:
+            found[layer] = self.unit_tap(layer).read(raw, self.n_tokens).clone()
+
+        for layer in layers:
+            tap = self.unit_tap(layer)
+            (visit.before if tap.side == "in" else visit.after)[tap.module].append(partial(keep, layer=layer))
+        with self.model.in_turn():
+            self.wiring.pass_through(self._other_BT[:, self.start :], visit, self.prefix)
+        self.units = {layer: _reference(there_BTU[:, None], self.ablation)[:, 0] for layer, there_BTU in found.items()}
+
+    @torch.no_grad()
+    def with_units(self, kept_NS: Tensor, units: dict[int, Tensor]) -> Tensor:
+        """m [M, B] of one subgraph with some of its MLPs' units kept, by block [M, units]: the others are what they are
+        in the reference."""
+        kept_NS = self.graph.connected(kept_NS)
+        computed, known = _computed(kept_NS[None]), Known(torch.tensor([0]), self.delta_BSTD[:, :1])
+        n = len(next(iter(units.values())))
+
+        def work(part: slice) -> Tensor:
+            some = {layer: kept_MU[part] for layer, kept_MU in units.items()}
+            weights_MNS = kept_NS.to(self.delta_BSTD).expand(len(next(iter(some.values()))), -1, -1)
+            return SubgraphPass(self, weights_MNS, computed, known, units=some).measured()
+
+        with self.model.in_turn():
+            return torch.cat(self.parts.run(n, self._at_once(computed), work))
+
+    def unit_slopes(self, kept_NS: Tensor, units: dict[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+        """m [B] of a subgraph whose MLPs' units are kept to so much, and the gradient of its sum by that, [units]."""
+        with self.model.in_turn():
+            return unit_slopes(self, self.graph.connected(kept_NS), units)
 
     def _known(self, kept_NS: Tensor) -> Known:
         """What all sources of a subgraph write."""

@@ -81,6 +81,23 @@ class Runs:
         m_B = self._in_order([m for m, _ in parts])
         return self.faithfulness_of(m_B[None])[0], torch.stack([slope for _, slope in parts]).sum(0) / span
 
+    def take_apart(self, point: str, layers: Sequence[int]) -> None:
+        """Have the MLPs of some blocks ready unit by unit: `neuron`, or a feature point of an autoencoder."""
+        for group in self.groups:
+            group.take_apart(point, layers)
+
+    def with_units(self, kept_NS: Tensor, units: dict[int, Tensor]) -> Tensor:
+        """m [M, B] of one subgraph with some of its MLPs' units kept, by block [M, units]."""
+        return self._in_order([group.with_units(kept_NS, units) for group in self.groups])
+
+    def unit_slopes(self, kept_NS: Tensor, units: dict[int, Tensor]) -> tuple[float, dict[int, Tensor]]:
+        """F of a subgraph whose MLPs' units are kept to so much, and its gradient by that, by block [units]."""
+        parts = [group.unit_slopes(kept_NS, units) for group in self.groups]
+        span = float((self.clean_B - self.corrupted_B).mean()) * len(self.clean_B)
+        m_B = self._in_order([m for m, _ in parts])
+        return self.faithfulness_of(m_B[None])[0], {
+            layer: torch.stack([slope[layer] for _, slope in parts]).sum(0) / span for layer in units}
+
     def each_faithfulness(self, m_MB: Tensor) -> Tensor:
         """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F
         is the mean of it."""

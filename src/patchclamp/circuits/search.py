@@ -136,16 +136,20 @@ def holds(faithfulness: float, bound: float) -> bool:
     return bound <= faithfulness <= 2 - bound
 
 
-def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> Tensor:
+def prune(
+    runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None, stages: list[Tensor] | None = None
+) -> Tensor:
     """What is left [N, S] when edges are taken out until none can go alone without F leaving the bound.
 
     First as many at once as the bound allows, by what each contributes to first order within what is left, until that
     gets no further. Then each round measures every edge's removal exactly, and takes out as many of the least important
-    ones as the bound allows, and at least one."""
+    ones as the bound allows, and at least one. `stages` gets what is left after each round."""
     kept_NS = runs.graph.connected(kept_NS)
     rounds = range(int(kept_NS.sum()))
     coarse = True
     for _ in track(rounds, "pruning edges", None) if track else rounds:
+        if stages is not None:
+            stages.append(kept_NS)
         edges = list(map(tuple, kept_NS.nonzero().tolist()))
         if coarse:
             fewer = _coarser(runs, kept_NS, edges, bound)
@@ -157,8 +161,16 @@ def prune(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None)
         lost = {edge: now - f for edge, f in zip(edges, alone, strict=True) if holds(f, bound)}
         if not lost:
             break
-        kept_NS = _as_many(runs, kept_NS, _orders(lost, now), bound, at_least=1)
+        kept_NS = _as_many(runs, kept_NS, orders(lost, now), bound, at_least=1)
     return kept_NS
+
+
+def ranked_by_pruning(runs: Runs, scores_NS: Tensor, bound: float, track: Track | None = None) -> Tensor:
+    """Scores by which every edge that survived more rounds of pruning comes before those that survived fewer, [N, S];
+    among such of one round, and among those that were not on the shortlist, the given scores decide."""
+    stages: list[Tensor] = []
+    prune(runs, shortlist(runs, scores_NS, bound), bound, track, stages)
+    return torch.stack(stages).sum(0) + scores_NS.abs() / (2 * scores_NS.abs().max())
 
 
 def prune_roles(runs: Runs, kept_NS: Tensor, n_roles: int, bound: float, track: Track | None = None) -> Tensor:
@@ -171,7 +183,7 @@ def prune_roles(runs: Runs, kept_NS: Tensor, n_roles: int, bound: float, track: 
         lost = {place: now - f for place, f in zip(places, alone, strict=True) if holds(f, bound)}
         if not lost:
             break
-        kept_NSP = _as_many(runs, kept_NSP, _orders(lost, now), bound, at_least=1)
+        kept_NSP = _as_many(runs, kept_NSP, orders(lost, now), bound, at_least=1)
     return kept_NSP
 
 
@@ -185,10 +197,10 @@ def _less(kept: Tensor, places: Sequence[Place]) -> Tensor:
 def _coarser(runs: Runs, kept_NS: Tensor, edges: Sequence[Place], bound: float) -> Tensor:
     """Without as many edges as the bound allows, by what each contributes to first order."""
     now, slope_NS = runs.slopes(kept_NS)
-    return _as_many(runs, kept_NS, _orders({edge: float(slope_NS[edge]) for edge in edges}, now), bound, at_least=0)
+    return _as_many(runs, kept_NS, orders({edge: float(slope_NS[edge]) for edge in edges}, now), bound, at_least=0)
 
 
-def _orders(lost: dict[Place, float], now: float) -> list[list[Place]]:
+def orders(lost: dict[Place, float], now: float) -> list[list[Place]]:
     """Edges in two orders in which they might go, by what F loses without each: the least important first; and so that
     the losses that add up keep F near 1, of those whose loss leads there always the least important."""
     by_size = sorted(lost, key=lambda edge: abs(lost[edge]))

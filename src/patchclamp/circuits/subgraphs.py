@@ -14,7 +14,7 @@ N destinations, P roles, T tokens from the first on that differ, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,20 +87,21 @@ class SubgraphPass:
 
     def __init__(
         self, runs: PairRuns, weights_MNS: Tensor, computed: Sequence[int], known: Known,
-        prompts: Tensor | None = None,
+        prompts: Tensor | None = None, units: Mapping[int, Tensor] | None = None,
     ) -> None:
         """`weights_MNS`: or by role, [M, N, S, P], with the runs' `role_BT`. `computed`: numbers of the sources to be
         run, ascending; others than these and the known ones write what they write in the reference. `prompts`: the
-        numbers of those that are run and known; all if not given."""
+        numbers of those that are run and known; all if not given. `units`: by block, to how much each unit of its MLP
+        is kept, [M, units]; what is not kept is what it is in the reference (`PairRuns.units`)."""
         self.runs, self.graph, self.wiring = runs, runs.graph, runs.wiring
-        self.weights_MNS, self.known = weights_MNS, known
+        self.weights_MNS, self.known, self.units = weights_MNS, known, units or {}
         prompts = torch.arange(runs.n_prompts) if prompts is None else prompts
         self.n_prompts = len(prompts)
         self.rows_R = prompts.repeat(len(weights_MNS))
         self.computed = torch.tensor(list(computed), dtype=torch.long)
         self.known_KX = known.delta.transpose(0, 1).flatten(1)
         shape = (len(self.rows_R), len(self.computed), runs.n_tokens, runs.model.d_model)
-        with_gradient = weights_MNS.requires_grad
+        with_gradient = weights_MNS.requires_grad or any(kept_MU.requires_grad for kept_MU in self.units.values())
         self.written = Written(None if with_gradient else known.delta.new_empty(shape))
 
     def measured(self) -> Tensor:
@@ -150,7 +151,21 @@ class SubgraphPass:
         if step.mlp:
             place = graph.feeds[graph.mlp(layer)][0]
             wiring.put_mlp(visit, layer, lambda _: self._stream([place], layer, 1)[:, 0])
+            if layer in self.units:
+                self._keep_units(visit, layer)
             wiring.on_mlp(visit, layer, runs.n_tokens, lambda out_RTD: wrote(out_RTD[:, None], [graph.mlp(layer)]))
+
+    def _keep_units(self, visit: Visit, layer: int) -> None:
+        """Have a pass give the units of a block's MLP what they are kept to."""
+        tap = self.runs.unit_tap(layer)
+        there_RTU = self.runs.units[layer][self.rows_R]
+        kept_RU = self.units[layer].to(there_RTU).repeat_interleave(self.n_prompts, 0)
+
+        def change(value_RTU: Tensor) -> None:
+            value_RTU.copy_(there_RTU + kept_RU[:, None] * (value_RTU - there_RTU))
+
+        hooks = visit.before if tap.side == "in" else visit.after
+        hooks[tap.module].append(lambda raw: tap.write(raw, self.runs.n_tokens, change))
 
     def _stream(self, places: list[int], layer: int, which: int, last: bool = False) -> Tensor:
         """What some destinations read, [R, N, T, D]; of the last token alone, [R, N, 1, D]."""
@@ -200,6 +215,17 @@ def behind(wiring: Wiring, kept_NS: Tensor, places: Sequence[int]) -> Tensor:
                 found_S[sources] = True
                 changed_N |= kept_NS[:, sources].any(1)
     return found_S
+
+
+def unit_slopes(runs: PairRuns, kept_NS: Tensor, units: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """m [B] of a subgraph whose MLPs' units are kept to so much, and the gradient of its sum by that, [units]."""
+    computed = [s for s in kept_NS.any(0).nonzero()[:, 0].tolist() if s]
+    with torch.enable_grad():
+        leaves = {layer: kept_U.detach().to(runs.delta_BSTD)[None].requires_grad_() for layer, kept_U in units.items()}
+        known = Known(torch.tensor([0]), runs.delta_BSTD[:, :1])
+        m_B = SubgraphPass(runs, kept_NS.to(runs.delta_BSTD)[None], computed, known, units=leaves).measured()[0]
+        found = torch.autograd.grad(m_B.sum(), list(leaves.values()))
+    return m_B.detach(), {layer: gradient[0] for layer, gradient in zip(leaves, found, strict=True)}
 
 
 def slopes(runs: PairRuns, weights_NS: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ def verify_circuit(model: Model, spec: VerifySpec, progress: Progress) -> Outcom
     runs = runs_of(model, graph, search, old.ablation, by_role and by_role[0])
     new = certify(model, old.kept(graph), (search, runs), old.ready(model, old.heldout),
                   old.ready(model, old.others) if old.others else [], old.task, old.bound, old.ablation, spec.seed,
-                  by_role)
+                  by_role, (old.units.point, old.units.kept()) if old.units else None)
     numbers = [Checked(name=name, certified=a, measured=b) for (name, a), (_, b) in
                zip(_numbers(old), _numbers(new), strict=True)]
     gaps = torch.tensor([abs(one.measured - one.certified) for one in numbers])
@@ -106,5 +106,6 @@ def _numbers(of: Certificate) -> list[tuple[str, float]]:
         ("completeness", of.completeness),
         *((f"{one.edge}, loss", one.effect.mean) for one in of.edges),
         *((f"{one.edge}, loss on held-out prompts", one.heldout.mean) for one in of.edges),
+        *((f"{one.unit}, loss", one.effect.mean) for one in (of.units.units if of.units else ())),
         *((f"{one.edge} at {one.role}, loss", one.effect.mean) for one in (of.roles.edges if of.roles else ())),
     ]

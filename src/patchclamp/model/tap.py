@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -132,7 +133,8 @@ class FeatureTap(Tap):
             edited_BTL = codes_BTL.clone()
             change(edited_BTL)
             step_BTL = edited_BTL - codes_BTL
-            moved = (step_BTL != 0).flatten(0, 1).any(0).nonzero()[:, 0]
+            moves_L = (step_BTL != 0).flatten(0, 1).any(0)
+            moved = (torch.ones_like(moves_L) if step_BTL.requires_grad else moves_L).nonzero()[:, 0]
             value_BTD += (step_BTL[..., moved] @ self.codec.directions[moved].to(value_BTD)).view_as(value_BTD)
 
         return self.base.write(raw, n_tokens, move)

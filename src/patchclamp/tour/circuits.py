@@ -16,6 +16,13 @@ CIRCUITS: tuple[Stop, ...] = (
         GEMMA, "circuits.find", {"task": "ioi"},
     ),
     Stop(
+        "Seventy thousand edges",
+        "The same task in a model with more than ten times as many edges. At the second name some heads notice that it "
+        "came before; others carry that to the last word; there a third kind moves the other name. Can you find them "
+        "in the picture?",
+        SMOLLM2, "circuits.find", {"task": "ioi"},
+    ),
+    Stop(
         "What the heads do",
         "Which heads matter most to the task, where does the last token look through them, and what do they copy? A "
         "head gets a name only where the numbers are clear.",

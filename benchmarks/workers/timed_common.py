@@ -1,7 +1,8 @@
-"""What the workers of `benchmarks/relations.py` share: one prompt's Jacobian, timed, its memory, its numbers.
+"""What workers that compute one thing share: it is timed, its memory, its numbers. Of `benchmarks/relations.py` and
+`benchmarks/circuits.py`.
 
     {"setup": {"folder", "text", "answer", "subject", "ids", "position", "threads"}}   -> {"ready": true, ...}
-    {"way": "own", "layers": [8], "check": "w.npy"}     -> {"seconds", "processor", "peak"}
+    {"way": "own", "given": [8], "check": "w.npy"}     -> {"seconds", "processor", "peak"}
 
 Runs in every peer's environment and imports nothing but torch, numpy, `common` and the standard library.
 """
@@ -38,7 +39,7 @@ def load_folder(folder: str) -> Any:
 
 
 Way = Callable[[Sequence[int]], torch.Tensor]
-"""From layers (blocks) to their Jacobians, [layers, D, D]."""
+"""From what is given, e.g. layers, to numbers: their Jacobians, [layers, D, D]."""
 
 
 def serve(packages: tuple[str, ...], build: Callable[[dict[str, Any]], dict[str, Way]]) -> None:
@@ -66,10 +67,10 @@ def measured(way: Way, request: dict[str, Any]) -> dict[str, Any]:
     def timed() -> None:
         gc.collect()
         start, used = time.perf_counter(), time.process_time()
-        found["jacobians"] = way(request["layers"])
+        found["numbers"] = way(request["given"])
         found["seconds"], found["processor"] = time.perf_counter() - start, time.process_time() - used
 
     peak = peak_growth(timed)
     if "check" in request:
-        np.save(request["check"], found["jacobians"].detach().float().numpy(), allow_pickle=False)
+        np.save(request["check"], found["numbers"].detach().float().numpy(), allow_pickle=False)
     return {"seconds": found["seconds"], "processor": found["processor"], "peak": peak}
