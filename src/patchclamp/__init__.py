@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchclamp.circuits.patch import patch
     from patchclamp.circuits.score import score_edges
     from patchclamp.circuits.show import show_circuit
+    from patchclamp.circuits.task import show_task
     from patchclamp.circuits.verify import verify_circuit
     from patchclamp.errors import InputError, PatchclampError, RunError
     from patchclamp.evidence.method import Method, Result, Spec, get_method, method, methods, run
@@ -152,6 +153,7 @@ _HOME = {
     "selfreport": "lenses.selfreport",
     "show_circuit": "circuits.show",
     "show_features": "sae.show",
+    "show_task": "circuits.task",
     "show_vector": "vectors.show",
     "stages": "lenses.stages",
     "steer_feature": "sae.steer",
@@ -243,6 +245,7 @@ __all__ = [
     "selfreport",
     "show_circuit",
     "show_features",
+    "show_task",
     "show_vector",
     "stages",
     "steer_feature",

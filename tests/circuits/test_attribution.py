@@ -79,3 +79,15 @@ def test_scores_do_not_depend_on_how_many_rows_run_together(limit, monkeypatch):
     usual = attribution(runs, steps=3)
     monkeypatch.setattr("patchclamp.circuits.attribution.GRAPH_TOKENS", limit)
     assert torch.allclose(attribution(runs, steps=3), usual, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj", "gpt2"])
+def test_integrated_over_all_activations_the_scores_add_up_to_the_whole_change(name):
+    """The gradient theorem, by many steps."""
+    runs = tiny_runs(name)
+    scores = runs.along_edges(40)
+    assert scores.shape == (*runs.graph.edges.shape, 3)
+    assert torch.allclose(-scores.sum((0, 1)), runs.clean_B - runs.corrupted_B, atol=2e-3)
+    one = runs.groups[1].along_edges(1)
+    half = runs.groups[1].slopes(runs.graph.edges * 0.5)[1]
+    assert torch.allclose(-one.sum(-1), half, atol=1e-6)

@@ -158,3 +158,17 @@ def test_circuits_ranked_by_pruning_are_nested_and_have_no_overlap_by_prompt(pai
                                   controls=2, **ASK).result
     assert result.method == "pruned" and all(one.jaccard is None for one in result.curve)
     assert result.curve[-1].faithfulness == pytest.approx(1, abs=1e-4)
+
+
+def test_a_task_says_which_pairs_the_model_solves(pairs):
+    model = tiny_model("llama")
+    record = pc.show_task(model, pairs=pairs, prompts=6, heldout=4)
+    result = record.result
+    for one in result.pairs:
+        read = pc.Readout.logit_difference(one.pair.answer, one.pair.distractor)
+        m = [float(value) for value in model.run([one.pair.clean, one.pair.corrupted], read=read)]
+        assert (one.clean, one.corrupted) == pytest.approx(m, abs=1e-5)
+    assert result.solved.mean == pytest.approx(sum(one.clean > 0 for one in result.pairs) / len(result.pairs))
+    assert set(result.table()) == {"clean", "corrupted", "answer", "distractor", "tokens", "m clean", "m corrupted"}
+    assert "the model does pairs.jsonl" in record.verdict.reason
+    assert "logit difference" in json.dumps(result.chart().to_dict())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from patchclamp.circuits.knockout import Knockout
     from patchclamp.circuits.patch import Patching
     from patchclamp.circuits.score import EdgeScores
+    from patchclamp.circuits.task import TaskPairs
     from patchclamp.circuits.verify import Verified
 
 
@@ -78,7 +79,11 @@ def _faithfulness(result: "Circuit") -> alt.LayerChart | alt.FacetChart:
         x=x, y=alt.Y("mean:Q", title="faithfulness"), tooltip=["prompts", alt.Tooltip("mean", format=".3f")])
     spans = alt.Chart(data).mark_rule(color=CATEGORY[0]).encode(x=x, y="low:Q", y2="high:Q")
     one = alt.Chart(pd.DataFrame({"whole": [1.0]})).mark_rule(strokeDash=[4, 4], color=CONTROL).encode(y="whole:Q")
-    layers = [one, spans, points]
+    each = pd.DataFrame([{"prompts": name, "value": value} for name, part in sets.items() if part
+                         for value in part.each])
+    prompts = alt.Chart(each).mark_point(size=14, opacity=0.4, color=CATEGORY[0]).encode(
+        x=x, y="value:Q", tooltip=["prompts", alt.Tooltip("value", title="one prompt", format=".3f")])
+    layers = [one, prompts, spans, points]
     if len(random):
         layers.append(alt.Chart(random).mark_tick(color=CONTROL, thickness=2).encode(x=x, y="mean:Q"))
     return alt.layer(*layers).properties(width=200, height=360, title="faithfulness")
@@ -93,6 +98,19 @@ def verified_chart(result: "Verified") -> alt.TopLevelMixin:
     points = alt.Chart(data).mark_point(filled=True, color=CATEGORY[0]).encode(
         x="certified:Q", y="measured:Q", tooltip=["name", "certified", "measured"])
     return styled((line + points).properties(width=320, height=320))
+
+
+def task_chart(result: "TaskPairs") -> alt.TopLevelMixin:
+    """Every pair's logit differences, by template."""
+    data = pd.DataFrame([{"clean": one.clean, "corrupted": one.corrupted, "prompt": one.pair.clean,
+                          "template": one.template or "the file's"} for one in result.pairs])
+    zero = alt.Chart(pd.DataFrame({"clean": [0.0]})).mark_rule(color=CONTROL, strokeDash=[4, 4]).encode(x="clean:Q")
+    points = alt.Chart(data).mark_point(filled=True, size=60).encode(
+        x=alt.X("clean:Q", title="logit difference, clean prompt"),
+        y=alt.Y("corrupted:Q", title="corrupted prompt"),
+        color=alt.Color("template:N", scale=alt.Scale(range=CATEGORY), legend=alt.Legend(labelLimit=420)),
+        tooltip=["prompt", alt.Tooltip("clean", format="+.2f"), alt.Tooltip("corrupted", format="+.2f")])
+    return styled((zero + points).properties(width=340, height=300, title=f"{result.solved.mean:.0%} solved"))
 
 
 def scores_chart(result: "EdgeScores") -> alt.TopLevelMixin:

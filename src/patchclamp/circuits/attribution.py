@@ -5,7 +5,9 @@
 The gradient is that by what destination d reads alone. `eap` takes it at the clean run (Nanda 2023; Syed et al. 2023,
 arXiv 2310.10348); `eap-ig` averages it over runs whose embeddings lie on the straight way from the reference's to the
 clean ones, z' + k/m (z - z') for k = 1 … m (Hanna et al. 2024, arXiv 2403.17806, equation 3). Either may hold norms
-still (`frozen_norms.py`).
+still (`frozen_norms.py`). `PairRuns.along_edges` integrates over all activations at once instead: over subgraphs in
+which every edge is kept to the same share, from none to the whole (Sundararajan et al. 2017, arXiv 1703.01365, on the
+weights of edges).
 
 Shape suffixes: B prompts, R rows, S sources, N destinations, T tokens, D model width, U units, E head width.
 """

@@ -67,6 +67,8 @@ class FindSpec(GraphSpec):
 class Circuit(Result):
     """The circuit that was found."""
 
+    sources: int
+    destinations: int
     edges_total: int
     edges_shortlist: int
     """Before exact pruning."""
@@ -140,7 +142,7 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
         random, verdict = _beside_random(model, graph, spec, certificate)
     path = certificate.save(Path(spec.out) / NAME) if spec.out else None
     result = Circuit(
-        edges_total=graph.n_edges,
+        sources=len(graph.sources), destinations=len(graph.destinations), edges_total=graph.n_edges,
         edges_shortlist=int(first.sum()), edges_kept=len(certificate.edges),
         faithfulness=certificate.search.faithfulness.mean, faithfulness_heldout=certificate.heldout.faithfulness.mean,
         faithfulness_others=certificate.others.faithfulness.mean if certificate.others else None,

@@ -211,9 +211,10 @@ def require_preferred(m_B: Sequence[float], spec: TaskSpec) -> float:
     return share
 
 
-def logit_differences(model: Model, pairs: Sequence[ReadyPair]) -> list[float]:
-    """m of the clean prompts."""
-    plan = Plan.of([(pair.clean, [], [Readout.logit_difference(*pair.choice)]) for pair in pairs])
+def logit_differences(model: Model, pairs: Sequence[ReadyPair], corrupted: bool = False) -> list[float]:
+    """m of the clean prompts, or of the corrupted ones."""
+    plan = Plan.of([(pair.corrupted if corrupted else pair.clean, [], [Readout.logit_difference(*pair.choice)])
+                    for pair in pairs])
     return [float(values[0]) for values in model.execute(plan)]
 
 

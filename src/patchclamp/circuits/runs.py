@@ -57,6 +57,10 @@ class Runs:
         """Every edge's attribution for each prompt, [N, S, B]."""
         return self._in_order([attribution(group, steps, frozen) for group in self.groups])
 
+    def along_edges(self, steps: int) -> Tensor:
+        """Every edge's integrated gradient by how much all edges are kept, for each prompt, [N, S, B]."""
+        return self._in_order([group.along_edges(steps) for group in self.groups])
+
     def each_edge(self, track: Track | None = None) -> Tensor:
         """m with each edge alone cut, [N, S, B]; NaN where there is none."""
         return self._in_order([group.each_edge(track) for group in self.groups])

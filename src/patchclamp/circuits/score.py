@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     import altair
     import pandas
 
-Scoring = Literal["exact", "eap", "eap-ig", "eap-frozen"]
+Scoring = Literal["exact", "eap", "eap-ig", "eap-ig-activations", "eap-frozen"]
 
 
 class ScoreSpec(GraphSpec):
     """How edges are scored."""
 
     method: Scoring = "eap-ig"
-    """Exact activation patching of each edge; attribution patching (eap), that with integrated gradients, or with norms
-    held still for the gradient."""
+    """Exact activation patching of each edge; attribution patching (eap), that with integrated gradients, over inputs
+    or over all activations at once, or with norms held still for the gradient."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
     check: int = Field(120, ge=12)
@@ -51,6 +51,8 @@ class EdgeScore(Part):
 class EdgeScores(Result):
     """Edges and what they carry."""
 
+    sources: int
+    destinations: int
     edges_total: int
     method: Scoring
     solved: float
@@ -80,6 +82,8 @@ def scored(runs: Runs, how: Scoring, steps: int, progress: Progress) -> Tensor:
     """Each edge's score for each prompt, [N, S, B]; 0 where there is none."""
     if how == "exact":
         return (runs.each_edge(progress.track) - runs.clean_B).nan_to_num(0.0)
+    if how == "eap-ig-activations":
+        return runs.along_edges(steps)
     return runs.attribution(steps if how == "eap-ig" else 0, frozen=how == "eap-frozen")
 
 
@@ -106,6 +110,7 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
     edges = [EdgeScore(edge=graph.name(*edge), score=float(mean_NS[edge]), exact=exact.get(edge),
                        chosen="top" if edge in top else "random") for edge in dict.fromkeys([*top, *some])]
     result = EdgeScores(
+        sources=len(graph.sources), destinations=len(graph.destinations),
         edges_total=graph.n_edges, method=spec.method, solved=solved, logit_difference=float(runs.clean_B.mean()),
         correlation=_agreement(mean_NS, exact, some) if spec.method != "exact" else None,
         correlation_top=_agreement(mean_NS, exact, top[:half]) if spec.method != "exact" else None, edges=edges)

@@ -228,8 +228,9 @@ def unit_slopes(runs: PairRuns, kept_NS: Tensor, units: Mapping[int, Tensor]) ->
     return m_B.detach(), {layer: gradient[0] for layer, gradient in zip(leaves, found, strict=True)}
 
 
-def slopes(runs: PairRuns, weights_NS: Tensor) -> tuple[Tensor, Tensor]:
-    """m [B] of a subgraph whose edges are kept to so much, and the gradient of its sum by these weights, [N, S]."""
+def slopes(runs: PairRuns, weights_NS: Tensor, singly: bool = False) -> tuple[Tensor, Tensor]:
+    """m [B] of a subgraph whose edges are kept to so much, and the gradient of its sum by these weights, [N, S]; of
+    each prompt's, [N, S, B], if `singly`."""
     used_S = (weights_NS != 0).any(0)
     used_S[0] = False
     computed = used_S.nonzero()[:, 0].tolist()
@@ -244,5 +245,6 @@ def slopes(runs: PairRuns, weights_NS: Tensor) -> tuple[Tensor, Tensor]:
             (gradient,) = torch.autograd.grad(m_B.sum(), leaf_MNS)
         return m_B.detach(), gradient[0] * runs.graph.edges
 
-    found = runs.parts.run(runs.n_prompts, max(1, GRADED // each), part)
-    return torch.cat([m_B for m_B, _ in found]), torch.stack([slope_NS for _, slope_NS in found]).sum(0)
+    found = runs.parts.run(runs.n_prompts, 1 if singly else max(1, GRADED // each), part)
+    gradients = torch.stack([slope_NS for _, slope_NS in found], -1)
+    return torch.cat([m_B for m_B, _ in found]), gradients if singly else gradients.sum(-1)

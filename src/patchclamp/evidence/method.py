@@ -82,6 +82,7 @@ BUILT_IN = (
     "patchclamp.relations.table",
     "patchclamp.circuits.patch",
     "patchclamp.circuits.knockout",
+    "patchclamp.circuits.task",
     "patchclamp.circuits.score",
     "patchclamp.circuits.find",
     "patchclamp.circuits.evaluate",
