@@ -41,6 +41,12 @@ def cut_by_edits(model, clean, corrupted, choice, source, destination):
     return difference(model, clean, choice, [pc.Edit.set(site, value(model, clean, site, moved))])
 
 
+def some_of(graph, share, seed):
+    """A random connected subgraph."""
+    drawn = torch.rand(graph.edges.shape, generator=torch.Generator().manual_seed(seed))
+    return graph.connected(graph.edges & (drawn < share))
+
+
 def subgraph_by_edits(model, graph, kept, clean, corrupted, choice):
     """m of a connected subgraph, destination after destination and source after source, each by a run of its own. Parts
     that it has not read what they read in the corrupted run."""

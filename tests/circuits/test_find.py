@@ -200,3 +200,17 @@ def test_other_first_steps_end_in_circuits_too(search, pairs):
                              roles=False, search=search).result
     assert result.minimal and 0.9 <= result.faithfulness <= 1.1
     assert result.edges_kept <= result.edges_shortlist
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: c["edges"][0].update(edge="head.9.9->logits"), "is no edge"),
+    (lambda c: c["roles"]["edges"][0].update(edge="mlp.0->nowhere"), "is no edge"),
+    (lambda c: c["roles"]["edges"][0].update(role="verb"), "not among the names: verb"),
+    (lambda c: c.update(edges=[]), "at least 1"),
+])
+def test_a_certificate_that_cannot_be_drawn_says_why(change, message, found, tmp_path):
+    certificate = json.loads((found[1] / "circuit.json").read_text())
+    change(certificate)
+    (tmp_path / "circuit.json").write_text(json.dumps(certificate))
+    with pytest.raises(InputError, match=message):
+        pc.show_circuit(tiny_model("llama"), certificate=str(tmp_path))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cut import CHOICES, cut_by_edits, difference, pairs, same, subgraph_by_edits, tiny_runs
+from cut import CHOICES, cut_by_edits, difference, pairs, same, some_of, subgraph_by_edits, tiny_runs
 from tiny import CONFIGS, tiny_model
 
 from patchclamp.circuits.graph import Graph
@@ -45,12 +45,6 @@ def test_each_edge_is_the_whole_graph_without_it(name):
     assert same(m_NSB.isnan().any(-1), ~runs.graph.edges)
     edges = [(int(d), int(s)) for d, s in runs.graph.edges.nonzero()]
     assert same(runs.without(runs.graph.edges, edges), torch.stack([m_NSB[edge] for edge in edges]), NEAR)
-
-
-def some_of(graph, share, seed):
-    """A random connected subgraph."""
-    drawn = torch.rand(graph.edges.shape, generator=torch.Generator().manual_seed(seed))
-    return graph.connected(graph.edges & (drawn < share))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

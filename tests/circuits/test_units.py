@@ -4,22 +4,17 @@ import json
 
 import pytest
 import torch
-from cut import same, tiny_runs
+from cut import same, some_of, tiny_runs
 from tiny import CONFIGS, tiny_model
 
 import patchclamp as pc
 from patchclamp.circuits.certificate import Certificate
 from patchclamp.circuits.search import holds, prune, shortlist
-from patchclamp.circuits.units import mlps_of, prune_units
+from patchclamp.circuits.units import mlps_of, prune_units, sizes_of
 from patchclamp.errors import SpecError
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 
 WITH_NEURONS = [name for name in CONFIGS if "moe" not in name and "mixtral" not in name]
-
-
-def some_of(graph, share, seed):
-    drawn = torch.rand(graph.edges.shape, generator=torch.Generator().manual_seed(seed))
-    return graph.connected(graph.edges & (drawn < share))
 
 
 @pytest.mark.parametrize("name", WITH_NEURONS)
@@ -62,18 +57,20 @@ def test_no_unit_that_is_left_can_go(name):
     runs = tiny_runs(name)
     kept = prune(runs, shortlist(runs, runs.attribution(3).mean(-1), 0.9), 0.9)
     runs.take_apart("neuron", mlps_of(runs, kept, "neuron"))
-    units = prune_units(runs, kept, 0.9)
-    assert holds(_f(runs, kept, units), 0.9)
-    assert sum(int(u.sum()) for u in units.values()) < sum(map(len, units.values()))
-    for layer, kept_U in units.items():
-        for unit in kept_U.nonzero()[:, 0].tolist():
-            fewer = {**units, layer: kept_U.clone()}
-            fewer[layer][unit] = False
-            assert not holds(_f(runs, kept, fewer), 0.9)
+    units, widths = prune_units(runs, kept, 0.9), sizes_of(runs)
+    assert 0 < sum(map(len, units.values())) < sum(widths.values())
+    assert holds(_f(runs, kept, units, widths), 0.9)
+    for layer, numbers in units.items():
+        for unit in numbers:
+            fewer = {**units, layer: [other for other in numbers if other != unit]}
+            assert not holds(_f(runs, kept, fewer, widths), 0.9)
 
 
-def _f(runs, kept, units):
-    return runs.faithfulness_of(runs.with_units(kept, {layer: u[None] for layer, u in units.items()}))[0]
+def _f(runs, kept, units, widths):
+    masks = {layer: torch.zeros(1, n) for layer, n in widths.items()}
+    for layer, numbers in units.items():
+        masks[layer][0, numbers] = 1
+    return runs.faithfulness_of(runs.with_units(kept, masks))[0]
 
 
 @pytest.fixture(scope="module")

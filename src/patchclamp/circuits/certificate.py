@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from patchclamp.circuits.graph import Graph
@@ -18,7 +18,7 @@ from patchclamp.circuits.pairruns import Ablation
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.search import holds
 from patchclamp.circuits.units import UnitCircuit, certify_units
-from patchclamp.errors import FileError, StoreError
+from patchclamp.errors import FileError, SpecError, StoreError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import Interval
@@ -76,12 +76,18 @@ class RoleCircuit(Part):
 
     names: list[str]
     """The roles; the last two are the last token and all other words."""
-    edges: list[RoleEdge]
+    edges: list[RoleEdge] = Field(min_length=1)
     faithfulness: Interval
     """Of the circuit whose edges are kept at these roles only, over the prompts looked on."""
     heldout: Interval
     minimal: bool
     """Whether no edge at one role can go alone without breaking the bound."""
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> RoleCircuit:
+        if unknown := {one.role for one in self.edges} - set(self.names):
+            raise ValueError(f"edges at roles that are not among the names: {', '.join(sorted(unknown))}")
+        return self
 
     def kept(self, graph: Graph) -> Tensor:
         """As edges at roles, [N, S, P]."""
@@ -114,7 +120,7 @@ class Certificate(Part):
     """1 less the faithfulness of the whole model without the circuit's edges: 1 if nothing of the answer is left."""
     minimal: bool
     """Whether no edge can go alone without breaking the bound on the prompts looked on."""
-    edges: list[CertifiedEdge]
+    edges: list[CertifiedEdge] = Field(min_length=1)
     roles: RoleCircuit | None = None
     """The circuit's edges at the tokens of roles."""
     units: UnitCircuit | None = None
@@ -140,6 +146,12 @@ class Certificate(Part):
             first = error.errors()[0] if isinstance(error, ValidationError) else None
             where = f": {'.'.join(map(str, first['loc']))}: {first['msg']}" if first else ""
             raise FileError(f"{place} is no certificate of a circuit{where}; circuits find writes one") from error
+
+    def require(self, model: Model) -> None:
+        """SpecError unless it is of this model."""
+        if self.weights != model.weights_hash:
+            raise SpecError(f"the certificate is of {self.model} (weights {self.weights[:12]}), not of {model.name} "
+                            f"({model.weights_hash[:12]}); load that model")
 
     def kept(self, graph: Graph) -> Tensor:
         """Its edges in a graph, [N, S]."""

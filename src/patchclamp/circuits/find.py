@@ -157,8 +157,9 @@ def _first(runs: Runs, spec: FindSpec, progress: Progress) -> Tensor:
     if spec.search == "acdc":
         kept = acdc(runs, spec.threshold, progress.track)
         return kept if holds(runs.faithfulness(kept[None])[0], spec.bound) else runs.graph.edges
-    scores_NS = optimised(runs, spec.penalty, progress.track) if spec.search == "masks" else None
-    return shortlist(runs, runs.attribution(spec.steps).mean(-1) if scores_NS is None else scores_NS, spec.bound)
+    masks = spec.search == "masks"
+    scores_NS = optimised(runs, spec.penalty, progress.track) if masks else runs.attribution(spec.steps).mean(-1)
+    return shortlist(runs, scores_NS, spec.bound)
 
 
 def _units(runs: Runs, spec: FindSpec, kept: Tensor, progress: Progress) -> tuple[str, dict[int, list[int]]] | None:
@@ -166,8 +167,7 @@ def _units(runs: Runs, spec: FindSpec, kept: Tensor, progress: Progress) -> tupl
     if spec.units == "none":
         return None
     runs.take_apart(spec.units, mlps_of(runs, kept, spec.units))
-    found = prune_units(runs, kept, spec.bound, progress.track)
-    return spec.units, {layer: kept_U.nonzero()[:, 0].tolist() for layer, kept_U in found.items()}
+    return spec.units, prune_units(runs, kept, spec.bound, progress.track)
 
 
 def _beside_random(

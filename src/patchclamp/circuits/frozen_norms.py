@@ -7,13 +7,14 @@ that cancel seem to matter less than each does. Held still, a norm is linear, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from patchclamp.circuits.forwards import with_forwards
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -21,21 +22,10 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) or type(module).__name__.endswith("Norm")
 
 
-@contextmanager
-def frozen_norms(model: nn.Module) -> Iterator[None]:
+def frozen_norms(model: nn.Module) -> AbstractContextManager[None]:
     """For the time of a pass and its gradient: every norm gives what it gives, and its divisor has no gradient."""
-    norms: list[Any] = [module for module in model.modules() if is_norm(module)]
-    own = [vars(norm).get("forward") for norm in norms]
-    try:
-        for norm in norms:
-            norm.forward = partial(_held, norm, norm.forward)
-        yield
-    finally:
-        for norm, forward in zip(norms, own, strict=True):
-            if forward is None:
-                del norm.forward
-            else:
-                norm.forward = forward
+    norms = [module for module in model.modules() if is_norm(module)]
+    return with_forwards(norms, lambda norm: partial(_held, norm, norm.forward))
 
 
 def _held(norm: nn.Module, forward: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

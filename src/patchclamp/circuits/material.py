@@ -32,7 +32,7 @@ LAST, REST = "last", "other words"
 """Tokens without a role."""
 
 
-class TaskSpec(Spec):
+class PairsSpec(Spec):
     """A task, or a file of pairs."""
 
     task: Annotated[str | None, Positional()] = None
@@ -45,19 +45,23 @@ class TaskSpec(Spec):
     """On how many of the task's templates to look; the others are for testing."""
     heldout: int = Field(16, ge=FEWEST)
     """Pairs to test on, with other words in the same templates; as many in the templates not looked on."""
-    anyway: bool = False
-    """Go on even if the model answers fewer than 60 % of the pairs rightly."""
-
     @property
     def what(self) -> str:
         """The task in a word."""
         return self.task or Path(self.pairs or "").name
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> TaskSpec:
+    def _one_of_both(self) -> PairsSpec:
         if (self.task is None) == (self.pairs is None):
             raise ValueError("give either a task, e.g. ioi, or a file of pairs")
         return self
+
+
+class TaskSpec(PairsSpec):
+    """A task that the model should be able to do."""
+
+    anyway: bool = False
+    """Go on even if the model answers fewer than 60 % of the pairs rightly."""
 
 
 class GraphSpec(TaskSpec):
@@ -97,7 +101,7 @@ class ReadyPair:
         number = [len(names) - 1] * len(self.clean)
         number[-1] = len(names) - 2
         for name, tokens in self.roles.items():
-            for token in tokens:
+            for token in tokens if name in names else ():
                 number[token] = names.index(name)
         return number
 
@@ -115,7 +119,7 @@ class Material:
     """Pairs whose prompts are not equally long in this model's tokens, or whose answers begin alike."""
 
 
-def material(model: Model, spec: TaskSpec) -> Material:
+def material(model: Model, spec: PairsSpec) -> Material:
     """The pairs that a spec asks for. SpecError if too few of them suit the model's tokens, and for a file's row that
     does not."""
     if spec.pairs is not None:
@@ -133,7 +137,7 @@ def material(model: Model, spec: TaskSpec) -> Material:
     return Material(search, heldout, others[: spec.heldout], skipped + more)
 
 
-def _of_file(model: Model, spec: TaskSpec) -> Material:
+def _of_file(model: Model, spec: PairsSpec) -> Material:
     assert spec.pairs is not None
     rows = read_rows(spec.pairs, PairRow)
     given = [CircuitPair(row.clean, row.corrupted, row.answer, row.distractor) for row in rows]

@@ -215,13 +215,9 @@ class PairRuns:
         self.wiring.put(visit, layer, values)
         if ("mlp", 0) in of_unit:
             self.wiring.put_mlp(visit, layer, mlp)
-        return self._from_block(layer, visit, rows_R, self.entered[layer][rows_R]).view(len(edges), n)
-
-    def _from_block(self, layer: int, visit: Visit, rows_R: Tensor, x_RTD: Tensor) -> Tensor:
-        ids_RT = self.ids_BT[rows_R, self.start :]
-        x_RTD = self.wiring.pass_through(ids_RT, visit, self.prefix, rows_R.tolist(),
-                                         range(layer), x_RTD)
-        return self.measure(x_RTD[:, -1], rows_R)
+        x_RTD = self.wiring.pass_through(self.ids_BT[rows_R, self.start :], visit, self.prefix, rows_R.tolist(),
+                                         range(layer), self.entered[layer][rows_R])
+        return self.measure(x_RTD[:, -1], rows_R).view(len(edges), n)
 
     # Subgraphs
 

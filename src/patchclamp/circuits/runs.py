@@ -80,10 +80,17 @@ class Runs:
     def slopes(self, weights_NS: Tensor) -> tuple[float, Tensor]:
         """F of a subgraph whose edges are kept to so much (0 to 1), and its gradient by these weights, [N, S]: what
         each edge contributes within the subgraph, to first order."""
-        parts = [group.slopes(weights_NS) for group in self.groups]
+        f, slopes = self._in_faithfulness([(m_B, {0: slope}) for m_B, slope in (
+            group.slopes(weights_NS) for group in self.groups)])
+        return f, slopes[0]
+
+    def _in_faithfulness(
+        self, parts: Sequence[tuple[Tensor, dict[int, Tensor]]]
+    ) -> tuple[float, dict[int, Tensor]]:
+        """F, and the groups' gradients of the sum of m as gradients of F."""
         span = float((self.clean_B - self.corrupted_B).mean()) * len(self.clean_B)
-        m_B = self._in_order([m for m, _ in parts])
-        return self.faithfulness_of(m_B[None])[0], torch.stack([slope for _, slope in parts]).sum(0) / span
+        f = self.faithfulness_of(self._in_order([m_B for m_B, _ in parts])[None])[0]
+        return f, {name: torch.stack([slope[name] for _, slope in parts]).sum(0) / span for name in parts[0][1]}
 
     def take_apart(self, point: str, layers: Sequence[int]) -> None:
         """Have the MLPs of some blocks ready unit by unit: `neuron`, or a feature point of an autoencoder."""
@@ -96,11 +103,7 @@ class Runs:
 
     def unit_slopes(self, kept_NS: Tensor, units: dict[int, Tensor]) -> tuple[float, dict[int, Tensor]]:
         """F of a subgraph whose MLPs' units are kept to so much, and its gradient by that, by block [units]."""
-        parts = [group.unit_slopes(kept_NS, units) for group in self.groups]
-        span = float((self.clean_B - self.corrupted_B).mean()) * len(self.clean_B)
-        m_B = self._in_order([m for m, _ in parts])
-        return self.faithfulness_of(m_B[None])[0], {
-            layer: torch.stack([slope[layer] for _, slope in parts]).sum(0) / span for layer in units}
+        return self._in_faithfulness([group.unit_slopes(kept_NS, units) for group in self.groups])
 
     def each_faithfulness(self, m_MB: Tensor) -> Tensor:
         """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import TypeAlias
 
 import torch
@@ -24,14 +27,14 @@ from patchclamp.circuits.pairruns import Track
 from patchclamp.circuits.runs import Runs
 
 Place: TypeAlias = tuple[int, ...]
-"""An edge as (destination, source), or one at a role as (destination, source, role)."""
+"""An edge as (destination, source), one at a role as (destination, source, role), or a unit's number."""
 SIZES = 8
 """Subgraphs tried at once."""
 MASK_STEPS, MASK_RATE = 40, 0.05
 COARSE = 0.95
-"""How much smaller a step by slopes has to make a subgraph to be followed by another."""
+"""How much of it a step by slopes may leave to be followed by another."""
 SHARES = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1)
-"""Of edges that could go, tried at once."""
+"""Of what could go, tried at once."""
 GROWTH = 1.5
 """How much larger than the last each subgraph is that is tried first."""
 
@@ -136,33 +139,61 @@ def holds(faithfulness: float, bound: float) -> bool:
     return bound <= faithfulness <= 2 - bound
 
 
+@dataclass(frozen=True)
+class Prunable:
+    """What `thinned` takes things out of: how faithful some of it is, with the rest gone."""
+
+    faithfulness: Callable[[Tensor], list[float]]
+    """F of several, [several, ...]."""
+    tidy: Callable[[Tensor], Tensor] = lambda kept: kept
+    """Without what means nothing any more once other things are gone."""
+    slopes: Callable[[Tensor], tuple[float, Tensor]] | None = None
+    """F, and to first order what each thing contributes to it; not given, every removal is measured from the start."""
+    alone: Callable[[Tensor, list[Place]], list[float]] | None = None
+    """F without each of some places alone; if not given, as `faithfulness` has it."""
+
+    def without_each(self, kept: Tensor, places: list[Place]) -> list[float]:
+        if self.alone is not None:
+            return self.alone(kept, places)
+        return self.faithfulness(torch.stack([_less(kept, [place]) for place in places]))
+
+
+def thinned(
+    of: Prunable, kept: Tensor, bound: float, what: str, track: Track | None = None, stages: list[Tensor] | None = None
+) -> Tensor:
+    """What is left when things are taken out until none can go alone without F leaving the bound.
+
+    First as many at once as the bound allows, by what each contributes to first order within what is left, until that
+    gets no further. Then each round measures every removal exactly, and takes out as many of the least important ones
+    as the bound allows, and at least one. `stages` gets what is left after each round."""
+    kept = of.tidy(kept)
+    coarse, rounds = of.slopes is not None, count()
+    for _ in track(rounds, f"pruning {what}", None) if track else rounds:
+        if stages is not None:
+            stages.append(kept)
+        places: list[Place] = list(map(tuple, kept.nonzero().tolist()))
+        if coarse and of.slopes is not None:
+            now, slope = of.slopes(kept)
+            fewer = _as_many(of, kept, _orders({place: float(slope[place]) for place in places}, now), bound, 0)
+            coarse = int(fewer.sum()) <= COARSE * len(places)
+            kept = fewer
+            continue
+        now = of.faithfulness(kept[None])[0]
+        alone = of.without_each(kept, places)
+        lost = {place: now - f for place, f in zip(places, alone, strict=True) if holds(f, bound)}
+        if not lost:
+            break
+        kept = _as_many(of, kept, _orders(lost, now), bound, 1)
+    return kept
+
+
 def prune(
     runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None, stages: list[Tensor] | None = None
 ) -> Tensor:
-    """What is left [N, S] when edges are taken out until none can go alone without F leaving the bound.
-
-    First as many at once as the bound allows, by what each contributes to first order within what is left, until that
-    gets no further. Then each round measures every edge's removal exactly, and takes out as many of the least important
-    ones as the bound allows, and at least one. `stages` gets what is left after each round."""
-    kept_NS = runs.graph.connected(kept_NS)
-    rounds = range(int(kept_NS.sum()))
-    coarse = True
-    for _ in track(rounds, "pruning edges", None) if track else rounds:
-        if stages is not None:
-            stages.append(kept_NS)
-        edges = list(map(tuple, kept_NS.nonzero().tolist()))
-        if coarse:
-            fewer = _coarser(runs, kept_NS, edges, bound)
-            coarse = int(fewer.sum()) <= COARSE * len(edges)
-            kept_NS = fewer
-            continue
-        now = runs.faithfulness(kept_NS[None])[0]
-        alone = runs.faithfulness_of(runs.without(kept_NS, edges))
-        lost = {edge: now - f for edge, f in zip(edges, alone, strict=True) if holds(f, bound)}
-        if not lost:
-            break
-        kept_NS = _as_many(runs, kept_NS, orders(lost, now), bound, at_least=1)
-    return kept_NS
+    """A subgraph's edges of which none can go, [N, S]; see `thinned`."""
+    edges = Prunable(runs.faithfulness, runs.graph.connected, runs.slopes,
+                     lambda kept, places: runs.faithfulness_of(runs.without(kept, [(d, s) for d, s in places])))
+    return thinned(edges, kept_NS, bound, "edges", track, stages)
 
 
 def ranked_by_pruning(runs: Runs, scores_NS: Tensor, bound: float, track: Track | None = None) -> Tensor:
@@ -174,17 +205,9 @@ def ranked_by_pruning(runs: Runs, scores_NS: Tensor, bound: float, track: Track 
 
 
 def prune_roles(runs: Runs, kept_NS: Tensor, n_roles: int, bound: float, track: Track | None = None) -> Tensor:
-    """At the tokens of which roles each edge of a subgraph has to be kept, [N, S, P]: pruned exactly as edges are."""
+    """At the tokens of which roles each edge of a subgraph has to be kept, [N, S, P]."""
     kept_NSP = kept_NS[..., None].expand(-1, -1, n_roles).contiguous()
-    rounds = range(int(kept_NSP.sum()))
-    for _ in track(rounds, "pruning roles", None) if track else rounds:
-        places = list(map(tuple, kept_NSP.nonzero().tolist()))
-        now, *alone = runs.faithfulness(torch.stack([kept_NSP, *(_less(kept_NSP, [place]) for place in places)]))
-        lost = {place: now - f for place, f in zip(places, alone, strict=True) if holds(f, bound)}
-        if not lost:
-            break
-        kept_NSP = _as_many(runs, kept_NSP, orders(lost, now), bound, at_least=1)
-    return kept_NSP
+    return thinned(Prunable(runs.faithfulness), kept_NSP, bound, "roles", track)
 
 
 def _less(kept: Tensor, places: Sequence[Place]) -> Tensor:
@@ -194,35 +217,23 @@ def _less(kept: Tensor, places: Sequence[Place]) -> Tensor:
     return fewer
 
 
-def _coarser(runs: Runs, kept_NS: Tensor, edges: Sequence[Place], bound: float) -> Tensor:
-    """Without as many edges as the bound allows, by what each contributes to first order."""
-    now, slope_NS = runs.slopes(kept_NS)
-    return _as_many(runs, kept_NS, orders({edge: float(slope_NS[edge]) for edge in edges}, now), bound, at_least=0)
-
-
-def orders(lost: dict[Place, float], now: float) -> list[list[Place]]:
-    """Edges in two orders in which they might go, by what F loses without each: the least important first; and so that
+def _orders(lost: dict[Place, float], now: float) -> list[list[Place]]:
+    """Places in two orders in which they might go, by what F loses without each: the least important first; and so that
     the losses that add up keep F near 1, of those whose loss leads there always the least important."""
-    by_size = sorted(lost, key=lambda edge: abs(lost[edge]))
-    harmful, helpful = ([edge for edge in by_size if (lost[edge] < 0) == harms] for harms in (True, False))
+    by_size = sorted(lost, key=lambda place: abs(lost[place]))
+    harmful, helpful = (deque(place for place in by_size if (lost[place] < 0) == harms) for harms in (True, False))
     balanced = []
     while harmful or helpful:
-        one = (harmful if harmful and (now < 1 or not helpful) else helpful).pop(0)
+        one = (harmful if harmful and (now < 1 or not helpful) else helpful).popleft()
         balanced.append(one)
         now -= lost[one]
     return [by_size, balanced]
 
 
-def _as_many(
-    runs: Runs, kept: Tensor, orders: Sequence[Sequence[Place]], bound: float, at_least: int
-) -> Tensor:
-    """The smallest subgraph that the bound still holds for without the first so many edges of one of some orders; at
-    the worst without so many of the first."""
-    tried = []
-    for order in orders:
-        for count in sorted({max(at_least, round(len(order) * share)) for share in SHARES}):
-            fewer = _less(kept, order[:count])
-            tried.append(runs.graph.connected(fewer) if fewer.dim() == 2 else fewer)
-    fine = [holds(f, bound) for f in runs.faithfulness(torch.stack(tried))]
-    good = [fewer for fewer, is_fine in zip(tried, fine, strict=True) if is_fine]
-    return min(good, key=lambda fewer: int(fewer.sum())) if good else tried[0]
+def _as_many(of: Prunable, kept: Tensor, orders: Sequence[Sequence[Place]], bound: float, at_least: int) -> Tensor:
+    """The least of it that the bound still holds for without the first so many places of one of some orders; at the
+    worst without `at_least` of them."""
+    tried = [of.tidy(_less(kept, order[:n])) for order in orders
+             for n in sorted({max(at_least, round(len(order) * share)) for share in SHARES})]
+    good = [one for one, f in zip(tried, of.faithfulness(torch.stack(tried)), strict=True) if holds(f, bound)]
+    return min(good, key=lambda one: int(one.sum())) if good else tried[0]

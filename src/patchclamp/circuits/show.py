@@ -81,12 +81,14 @@ def show_circuit(model: Model, spec: ShowSpec, progress: Progress) -> Outcome:
     A picture claims nothing that its certificate does not, so there is no verdict.
     """
     certificate = Certificate.load(spec.certificate)
-    if certificate.weights != model.weights_hash:
-        raise SpecError(f"the certificate is of {certificate.model} (weights {certificate.weights[:12]}), not of "
-                        f"{model.name} ({model.weights_hash[:12]}); load that model")
+    certificate.require(model)
     if spec.dot is not None and not spec.dot.absolute().parent.is_dir():
         raise SpecError(f"--dot {spec.dot}: there is no folder {spec.dot.absolute().parent}")
-    drawing = drawn(certificate, Graph.of(model.anatomy, certificate.grouped))
+    graph = Graph.of(model.anatomy, certificate.grouped)
+    for part in (certificate, certificate.roles):
+        if part is not None:
+            part.kept(graph)  # says what is no edge of this model
+    drawing = drawn(certificate, graph)
     if spec.dot is not None:
         try:
             write_atomically(spec.dot, as_dot(drawing, f"{certificate.task}, {certificate.model}"))

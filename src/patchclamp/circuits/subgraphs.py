@@ -3,10 +3,10 @@
     x_d = ref + Σ_s w[d, s] (out_s - ref_s)
 
 The stream of destination d is the reference's, and what its kept sources wrote besides. Where tokens have roles, an
-edge may be kept at the tokens of some of them only: w[d, s, p]. w is 1 for an edge that is kept
-and 0 for one that is cut; the sum is the same as the stream less what cut edges carry (`wiring.py`), but of a small
-subgraph only the parts on a way from the embeddings to the logits have to be run, and the blocks between are passed
-over. Weights between 0 and 1 have a gradient: what every edge contributes to the answer within the subgraph.
+edge may be kept at the tokens of some of them only: w[d, s, p]. w is 1 for an edge that is kept and 0 for one that is
+cut; the sum is the same as the stream less what cut edges carry (`wiring.py`), but of a small subgraph only the parts
+on a way from the embeddings to the logits have to be run, and the blocks between are passed over. Weights between 0 and
+1 have a gradient: what every edge contributes to the answer within the subgraph.
 
 Shape suffixes: B prompts, M subgraphs, R rows (a prompt under a subgraph), S sources, K of them known beforehand,
 N destinations, P roles, T tokens from the first on that differ, D model width.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patchclamp.circuits.material import PromptPair, TaskSpec, example_pairs, logit_differences, material
+from patchclamp.circuits.material import PairsSpec, PromptPair, example_pairs, logit_differences, material
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.verdict import Interval, judge
@@ -13,10 +13,6 @@ from patchclamp.forward import Model
 if TYPE_CHECKING:
     import altair
     import pandas
-
-
-class PairSpec(TaskSpec):
-    """Which task; `anyway` changes nothing here."""
 
 
 class SolvedPair(Part):
@@ -56,8 +52,8 @@ class TaskPairs(Result):
         return task_chart(self)
 
 
-@method("circuits.task", spec=PairSpec, result=TaskPairs)
-def show_task(model: Model, spec: PairSpec, progress: Progress) -> Outcome:
+@method("circuits.task", spec=PairsSpec, result=TaskPairs)
+def show_task(model: Model, spec: PairsSpec, progress: Progress) -> Outcome:
     """Make a task's pairs of prompts, check them against the model's tokens, and see how many the model solves.
 
     The verdict asks whether the model prefers the answer more on the clean prompts than on the corrupted ones.

@@ -7,21 +7,16 @@ circuits" (arXiv 2403.19647), with exact pruning behind the attribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from patchclamp.circuits.pairruns import Track
 from patchclamp.circuits.runs import Runs
-from patchclamp.circuits.search import COARSE, SHARES, Place, holds, orders
+from patchclamp.circuits.search import Prunable, holds, thinned
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import Interval
-
-FEW = 64
-"""Units from which on every removal is measured exactly in each round; before, slopes choose."""
 
 
 class CertifiedUnit(Part):
@@ -67,50 +62,29 @@ def mlps_of(runs: Runs, kept_NS: Tensor, point: str) -> list[int]:
     return found
 
 
-def prune_units(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> dict[int, Tensor]:
-    """Which units a subgraph's MLPs need, by block [units]: none of them can go alone without F leaving the bound. The
-    runs have been taken apart."""
-    units = {layer: torch.ones(there.shape[-1], dtype=torch.bool) for layer, there in runs.groups[0].units.items()}
-    coarse, rounds = True, range(sum(map(len, units.values())))
-    for _ in track(rounds, "pruning units", None) if track else rounds:
-        places: list[Place] = [(layer, int(u)) for layer, kept_U in units.items() for u in kept_U.nonzero()[:, 0]]
-        if coarse:
-            now, slope = runs.unit_slopes(kept_NS, {layer: kept_U.float() for layer, kept_U in units.items()})
-            lost = {place: float(slope[place[0]][place[1]]) for place in places}
-        else:
-            now, *alone = _faithfulness(runs, kept_NS, [units, *(_less(units, [place]) for place in places)])
-            lost = {place: now - f for place, f in zip(places, alone, strict=True) if holds(f, bound)}
-        fewer = _as_many(runs, kept_NS, units, orders(lost, now), bound, 0 if coarse else 1) if lost else units
-        left = sum(int(kept_U.sum()) for kept_U in fewer.values())
-        if not coarse and not lost:
-            break
-        coarse = coarse and left > FEW and left <= COARSE * len(places)
-        units = fewer
-    return units
+def prune_units(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> dict[int, list[int]]:
+    """Which units a subgraph's MLPs need, by block: none of them can go alone without F leaving the bound. The runs
+    have been taken apart."""
+    sizes = sizes_of(runs)
+    units = Prunable(lambda kept_MU: runs.faithfulness_of(runs.with_units(kept_NS, by_block(kept_MU, sizes))),
+                     slopes=lambda kept_U: _slopes(runs, kept_NS, kept_U, sizes))
+    kept_U = thinned(units, torch.ones(sum(sizes.values()), dtype=torch.bool), bound, "units", track)
+    return {layer: kept.nonzero()[:, 0].tolist() for layer, kept in by_block(kept_U, sizes).items()}
 
 
-def _as_many(
-    runs: Runs, kept_NS: Tensor, units: dict[int, Tensor], in_order: Sequence[Sequence[Place]], bound: float, least: int
-) -> dict[int, Tensor]:
-    tried = [_less(units, order[:count]) for order in in_order
-             for count in sorted({max(least, round(len(order) * share)) for share in SHARES})]
-    good = [one for one, f in zip(tried, _faithfulness(runs, kept_NS, tried), strict=True) if holds(f, bound)]
-    return min(good, key=lambda one: sum(int(kept_U.sum()) for kept_U in one.values())) if good else tried[0]
+def sizes_of(runs: Runs) -> dict[int, int]:
+    """How many units each MLP has that has been taken apart, by block."""
+    return {layer: there.shape[-1] for layer, there in runs.groups[0].units.items()}
 
 
-def _less(units: dict[int, Tensor], places: Sequence[Place]) -> dict[int, Tensor]:
-    fewer = {layer: kept_U.clone() for layer, kept_U in units.items()}
-    for layer, unit in places:
-        fewer[layer][unit] = False
-    return fewer
+def by_block(kept_XU: Tensor, sizes: dict[int, int]) -> dict[int, Tensor]:
+    """Units of all blocks [..., units] by block."""
+    return dict(zip(sizes, kept_XU.split(list(sizes.values()), -1), strict=True))
 
 
-def _faithfulness(runs: Runs, kept_NS: Tensor, several: Sequence[dict[int, Tensor]]) -> list[float]:
-    return runs.faithfulness_of(runs.with_units(kept_NS, _stacked(several)))
-
-
-def _stacked(several: Sequence[dict[int, Tensor]]) -> dict[int, Tensor]:
-    return {layer: torch.stack([one[layer] for one in several]) for layer in several[0]}
+def _slopes(runs: Runs, kept_NS: Tensor, kept_U: Tensor, sizes: dict[int, int]) -> tuple[float, Tensor]:
+    now, slopes = runs.unit_slopes(kept_NS, by_block(kept_U.float(), sizes))
+    return now, torch.cat([slopes[layer] for layer in sizes])
 
 
 def certify_units(
@@ -120,15 +94,16 @@ def certify_units(
     layers = mlps_of(runs, kept_NS, point)
     for some in (runs, on_heldout):
         some.take_apart(point, layers)
-    kept = {layer: torch.zeros(there.shape[-1], dtype=torch.bool) for layer, there in runs.groups[0].units.items()}
-    for layer, numbers in units.items():
-        kept[layer][numbers] = True
-    places: list[Place] = [(layer, int(u)) for layer, kept_U in kept.items() for u in kept_U.nonzero()[:, 0]]
-    several = [kept, *(_less(kept, [place]) for place in places)]
-    whole_B, *without = runs.each_faithfulness(runs.with_units(kept_NS, _stacked(several))).unbind(0)
-    heldout_B = on_heldout.each_faithfulness(on_heldout.with_units(kept_NS, _stacked([kept])))[0]
+    sizes = sizes_of(runs)
+    kept_U = torch.cat([torch.isin(torch.arange(n), torch.tensor(units.get(layer, []), dtype=torch.long))
+                        for layer, n in sizes.items()])
+    places = [(layer, unit) for layer in sizes for unit in sorted(units.get(layer, []))]  # in the order of `kept_U`
+    several_MU = kept_U.repeat(1 + len(places), 1)
+    several_MU[torch.arange(1, 1 + len(places)), kept_U.nonzero()[:, 0]] = False
+    whole_B, *without = runs.each_faithfulness(runs.with_units(kept_NS, by_block(several_MU, sizes))).unbind(0)
+    heldout_B = on_heldout.each_faithfulness(on_heldout.with_units(kept_NS, by_block(kept_U[None], sizes)))[0]
     return UnitCircuit(
-        point=point, total=sum(map(len, kept.values())), faithfulness=bootstrap_mean(whole_B, seed),
+        point=point, total=len(kept_U), faithfulness=bootstrap_mean(whole_B, seed),
         heldout=bootstrap_mean(heldout_B, seed), minimal=not any(holds(float(one.mean()), bound) for one in without),
         units=[CertifiedUnit(unit=f"{point}.{layer}.{unit}", effect=bootstrap_mean(whole_B - less_B, seed))
                for (layer, unit), less_B in zip(places, without, strict=True)])

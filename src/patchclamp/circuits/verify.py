@@ -10,7 +10,6 @@ from pydantic import Field
 from patchclamp.circuits.certificate import Certificate, certify
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import runs_of
-from patchclamp.errors import SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, judge
@@ -70,9 +69,7 @@ def verify_circuit(model: Model, spec: VerifySpec, progress: Progress) -> Outcom
     The verdict asks whether every number comes out as certified.
     """
     old = Certificate.load(spec.certificate)
-    if old.weights != model.weights_hash:
-        raise SpecError(f"the certificate is of {old.model} (weights {old.weights[:12]}), not of {model.name} "
-                        f"({model.weights_hash[:12]}); load that model")
+    old.require(model)
     graph = Graph.of(model.anatomy, old.grouped)
     search = old.ready(model, old.search)
     by_role = (old.roles.names, old.roles.kept(graph)) if old.roles else None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchclamp.circuits.forwards import with_forwards
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.inputs import Reading, mlp_entry, reading
 from patchclamp.errors import UnsupportedModel
@@ -75,23 +76,12 @@ def _or(new: Tensor | None, old: Tensor) -> Tensor:
     return old if new is None else new
 
 
-@contextmanager
-def _passed_over(modules: Sequence[Any], gives_tuple: bool) -> Iterator[None]:
+def _passed_over(modules: Sequence[Any], gives_tuple: bool) -> AbstractContextManager[None]:
     """Modules that hand on what they are given, blocks as the type of thing that they give."""
     def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states, None) if gives_tuple else hidden_states
 
-    own = [vars(module).get("forward") for module in modules]  # what a library that spreads devices has put there
-    try:
-        for module in modules:
-            module.forward = hand_on
-        yield
-    finally:
-        for module, forward in zip(modules, own, strict=True):
-            if forward is None:
-                del module.forward
-            else:
-                module.forward = forward
+    return with_forwards(modules, lambda _: hand_on)
 
 
 class Wiring:
