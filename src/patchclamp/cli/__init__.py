@@ -4,7 +4,6 @@
 |------------|-------------------------------------------------------------------|
 | `app`      | all commands together; errors and exit codes                      |
 | `line`     | telling values from options                                       |
-| `options`  | a pydantic field as an option, text as its value                  |
 | `build`    | a method as a command, and the options all commands share         |
 | `run`      | what a method's command does                                      |
 | `catalog`  | names of the methods without importing them                       |

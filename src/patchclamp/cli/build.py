@@ -1,7 +1,7 @@
 """One cyclopts command per method: `lens.logit` becomes `patchclamp lens logit`.
 
 cyclopts splits the line, suggests the nearest option and prints the help; every value reaches us as text, is
-read by `options.Option.value` and judged by the method's spec. So cyclopts' own conversions (a rounded "1.5",
+read by `evidence.options.Option.value` and judged by the method's spec. So cyclopts' own conversions (a rounded "1.5",
 "none" for None) never touch a spec.
 """
 
@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
-from patchclamp.cli.options import Option, options_of, refuse_clashes
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import Method, Spec
+from patchclamp.evidence.options import Option, options_of, refuse_clashes
 
 COMMON = Group("Common options", sort_key=9)
 OUT = "out"

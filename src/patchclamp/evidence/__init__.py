@@ -10,7 +10,9 @@
 | `provenance` | model, weights, versions, machine, time                                         |
 | `record`     | spec, result, verdict and provenance as one value; JSON, page, picture, table   |
 | `store`      | records on disk; replay                                                         |
-| `cli_hints`  | how a spec's field is written on the command line                               |
+| `cli_hints`  | how a spec's field would like to be written on the command line                 |
+| `options`    | a spec's fields as options, text as their values: command line, forms, addresses |
+| `code`       | how to ask a question again: a command, a program                               |
 
 The numbers themselves (logit difference, KL divergence, rank) are in `patchclamp.forward.metrics`.
 """

@@ -30,7 +30,7 @@ class Section:
 def record_page(record: Record) -> str:
     """The page of a single record."""
     title = f"{record.method} on {record.provenance.name}"
-    return _page(title, "", [_body(record, "chart", is_open=True)], any_chart=_has(record, "chart"))
+    return _page(title, "", [_body(record, "chart", is_open=True)], any_chart=has_view(record, "chart"))
 
 
 def report(title: str, introduction: str, sections: Sequence[Section]) -> str:
@@ -45,12 +45,12 @@ def report(title: str, introduction: str, sections: Sequence[Section]) -> str:
         for i, s in enumerate(sections, 1)
     ]
     top = f"<p>{html.escape(introduction)}</p>\n<ol>{contents}</ol>"
-    return _page(title, top, bodies, any_chart=any(_has(s.record, "chart") for s in sections))
+    return _page(title, top, bodies, any_chart=any(has_view(s.record, "chart") for s in sections))
 
 
 def notebook_view(record: Record) -> str:
     """What a notebook shows: verdict, chart as a picture, table."""
-    chart = chart_as(record, "svg").decode() if _has(record, "chart") else ""
+    chart = chart_as(record, "svg").decode() if has_view(record, "chart") else ""
     texts = passages_html(record.result.passages())
     return f"<h3>{html.escape(record.method)}</h3>{verdict_html(record.verdict)}{chart}{texts}{table_html(record)}"
 
@@ -91,7 +91,7 @@ def _outcome(verdict: Verdict | None) -> str:
     return f'<b class="{verdict.outcome.replace(" ", "-")}">{verdict.outcome.capitalize()}.</b>'
 
 
-def _has(record: Record, view: str) -> bool:
+def has_view(record: Record, view: str) -> bool:
     """Whether the result defines `table` or `chart` itself."""
     from patchclamp.evidence.method import Result
 
@@ -100,7 +100,7 @@ def _has(record: Record, view: str) -> bool:
 
 def table_html(record: Record) -> str:
     """The result's table, cut after `PAGE_ROWS` rows."""
-    if not _has(record, "table"):
+    if not has_view(record, "table"):
         return ""
     table = record.table()
     shown = f"<p>The first {PAGE_ROWS} of {len(table)} rows.</p>" if len(table) > PAGE_ROWS else ""
@@ -110,7 +110,7 @@ def table_html(record: Record) -> str:
 def _chart_html(record: Record, name: str) -> str:
     from patchclamp.evidence.record import strict
 
-    if not _has(record, "chart"):
+    if not has_view(record, "chart"):
         return ""
     specification, _ = vega_lite(record)
     # A prompt may hold "</script>"; in JSON "<" only occurs in strings, where it can be escaped.

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Spec
 from patchclamp.forward import Model
 from patchclamp.forward.asked import as_prompt, auto_format
-from patchclamp.tasks.behaviour import Asked, behaviour_names, prompts_in, read_behaviour
-from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
+from patchclamp.tasks.behaviour import Asked, BehaviourName, behaviour_names, prompts_in, read_behaviour
+from patchclamp.tasks.files import DataFile, locate_file, read_json
 from patchclamp.tasks.read import read_rows
 from patchclamp.tasks.rows import LabelledRow
 
@@ -20,7 +20,7 @@ from patchclamp.tasks.rows import LabelledRow
 class SidesSpec(Spec):
     """Which prompts to tell apart."""
 
-    source: Annotated[str, Positional(), AfterValidator(lambda n: n if n in behaviour_names() else absolute(n))]
+    source: Annotated[BehaviourName, Positional()]
     """A labelled file (rows with text and label), the file of the prompts on which the unit should be active, or a
     shipped behaviour (refusal, sentiment, french, …)."""
     plain: Annotated[DataFile | None, Positional()] = None

@@ -198,9 +198,9 @@ def replay(record: Record, model: Model, progress: Progress | None = None) -> Re
 
     again = get_method(record.method).run(model, record.spec, progress)
     then, now = record.to_dict(), again.to_dict()
-    differing = list(_unequal(_outcome(then), _outcome(now)))
+    differing = list(changes(_outcome(then), _outcome(now)))
     gap = max((abs(a - b) for _, a, b in differing if _is_number(a) and _is_number(b)), default=0.0)
-    environment = [_told(change) for change in _unequal(_setting(then), _setting(now))]
+    environment = [_told(change) for change in changes(_setting(then), _setting(now))]
     return Replay(
         same=not differing,
         max_abs_difference=gap,
@@ -229,16 +229,16 @@ def _setting(data: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data["provenance"].items() if key not in ("started", "duration")}
 
 
-def _unequal(then: Any, now: Any, path: str = "") -> Iterator[Change]:
+def changes(then: Any, now: Any, path: str = "") -> Iterator[Change]:
     """Every place where two JSON values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in {**then, **now}:
-            yield from _unequal(then.get(key, ABSENT), now.get(key, ABSENT), f"{path}.{key}" if path else key)
+            yield from changes(then.get(key, ABSENT), now.get(key, ABSENT), f"{path}.{key}" if path else key)
     elif isinstance(then, list) and isinstance(now, list):
         if len(then) != len(now):
             yield path, f"{len(then)} items", f"{len(now)} items"
         for index, (old, new) in enumerate(zip(then, now, strict=False)):
-            yield from _unequal(old, new, f"{path}[{index}]")
+            yield from changes(old, new, f"{path}[{index}]")
     elif then != now or isinstance(then, bool) != isinstance(now, bool):
         yield path, then, now
 

@@ -28,12 +28,10 @@ from patchclamp.forward.scan import Consume, as_batch, scan
 from patchclamp.forward.site import Site
 from patchclamp.model.check import resolve
 from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
+from patchclamp.tasks.files import ATTACHED
 
 if TYPE_CHECKING:
     from patchclamp.model.loaded import Loaded
-
-ATTACHED = "+sae="
-"""In a model's reference, before the folder of an autoencoder."""
 
 
 def load(

@@ -31,6 +31,7 @@ from patchclamp.lenses.corpus import kl_to_output, read_many, read_places, refus
 from patchclamp.lenses.reading import Layer, read_layers
 from patchclamp.lenses.transport import CONFIG, Transport, TransportConfig, load_transport, read_config
 from patchclamp.model.tokens import Prompt
+from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
     import altair
@@ -52,7 +53,7 @@ class JacobianSpec(Spec):
     """The token whose residual stream is read: `last`, an index, or a quoted substring."""
     top: int = Field(5, ge=1, le=50)
     """How many of the likeliest tokens to list for each layer."""
-    corpus: str = "example:neutral"
+    corpus: DataFile = "example:neutral"
     """What to average over and test on: a text file, JSONL or Parquet with a text column, or hf:NAME[:SPLIT]."""
     samples: int = Field(32, ge=2)
     """Tokens at which the Jacobians are taken, one backward sweep each."""
@@ -62,11 +63,11 @@ class JacobianSpec(Spec):
     """Sequences at the end of the corpus that are not averaged over, for the KL that is reported."""
     share: float = Field(0.125, gt=0, le=1)
     """Of each held-out sequence's positions the share, drawn at random, at which KL is taken."""
-    tuned: str | None = None
+    tuned: DataFile | None = None
     """The folder of a tuned lens to show beside."""
-    lens: str | None = None
+    lens: DataFile | None = None
     """The folder of a Jacobian lens measured before, to use instead of measuring."""
-    save: str | None = None
+    save: DataFile | None = None
     """Where to keep the lens. If it is there already, measured in the same way, it is used."""
 
 

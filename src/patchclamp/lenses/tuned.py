@@ -29,6 +29,7 @@ from patchclamp.lenses.logit import CONTROL_TOKENS, LogitLens
 from patchclamp.lenses.reading import first_top, read_layers
 from patchclamp.lenses.transport import CONFIG, Transport, TransportConfig, load_transport, read_config
 from patchclamp.model.tokens import Prompt
+from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.neutral import neutral_texts
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ NOTHING = Interval(mean=0.0, low=0.0, high=0.0)
 class TrainSpec(Spec):
     """What to train a tuned lens on, and how."""
 
-    corpus: Annotated[str, Positional()]
+    corpus: Annotated[DataFile, Positional()]
     """A text file, a folder of them, JSONL or Parquet with a text column, hf:NAME[:SPLIT], or example:neutral."""
-    save: str
+    save: DataFile
     """The lens's folder. If training was interrupted, the same command goes on where it was."""
     tokens: int = Field(200_000, ge=1_000)
     """How many tokens to read for training; fewer if the corpus is shorter. None is read twice."""
@@ -190,7 +191,7 @@ def _verdict(layers: list[TrainedLayer], difference_SQ: Tensor, seed: int) -> Ve
 class ApplySpec(Spec):
     """What to read with a saved lens."""
 
-    lens: Annotated[str, Positional()]
+    lens: Annotated[DataFile, Positional()]
     """The lens's folder, as `lens tuned train` or `lens jacobian` saved it, or one of the tuned-lens project."""
     prompt: Annotated[Prompt, Positional()]
     """The text the model reads."""

@@ -32,7 +32,7 @@ from patchclamp.model.cache import cache_dir
 from patchclamp.neurons.inwords import explain as explained_by
 from patchclamp.neurons.local import LocalModel
 from patchclamp.neurons.memory import Memory, memory
-from patchclamp.tasks.files import DataFile
+from patchclamp.tasks.files import NAMES_A_FILE, DataFile
 
 if TYPE_CHECKING:
     import altair
@@ -70,7 +70,7 @@ class ExplainSpec(TextSpec):
     """The endpoint's model thinks before it answers; its replies may then be longer."""
     replies: DataFile | None = None
     """Where the model's replies are kept, so that a run that was cut off goes on; in the cache folder if left out."""
-    local: str | None = None
+    local: Annotated[str, NAMES_A_FILE] | None = None
     """Instead of an endpoint: a Hugging Face model, id or folder, or an embedded one, to explain and simulate."""
     shown: int = Field(10, ge=3, le=50)
     """Windows the explanation is made from; the rule sees more."""

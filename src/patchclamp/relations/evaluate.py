@@ -33,9 +33,9 @@ class EvaluateSpec(SamplesSpec):
 
     files: Annotated[tuple[DataFile, ...], Positional()] = Field(min_length=1)
     """Relation files, or folders of them; `example:relations` are the ones that come along."""
-    store: str | None = None
+    store: DataFile | None = None
     """Where to keep each relation's numbers once measured. What is there already, asked in the same way, is used."""
-    fits: str | None = None
+    fits: DataFile | None = None
     """Where to keep the fitted maps, and take them from."""
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class OneRelationSpec(SamplesSpec):
     """A question about one relation."""
 
-    fits: str | None = None
+    fits: DataFile | None = None
     """Where to keep the fitted map, and take it from if the same was fitted before."""
 
 

@@ -12,6 +12,7 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import NoModel, Outcome, Part, Progress, Result, Spec, load_nothing, method
 from patchclamp.relations.evaluate import Category, best_baseline, category_of
 from patchclamp.relations.measured import Missed, RelationRow, Stored, read_stored
+from patchclamp.tasks.files import DataFile
 
 if TYPE_CHECKING:
     import altair
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class TableSpec(Spec):
     """Which measurements."""
 
-    stores: Annotated[tuple[str, ...], Positional()] = Field(min_length=1)
+    stores: Annotated[tuple[DataFile, ...], Positional()] = Field(min_length=1)
     """Folders that `relations evaluate --store` filled, for one model or several."""
 
 

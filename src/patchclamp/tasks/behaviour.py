@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from patchclamp.errors import FileError
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
-from patchclamp.tasks.files import ROW_SUFFIXES, locate_file, raw_rows, read_json
+from patchclamp.tasks.files import NAMES_A_FILE, ROW_SUFFIXES, absolute, locate_file, raw_rows, read_json
 from patchclamp.tasks.read import read_rows, validated
 from patchclamp.tasks.rows import BehaviourRow, Message, PromptRow, Text
 
@@ -203,6 +203,12 @@ def _question(one: Asked | BehaviourRow) -> Any:
 def behaviour_names() -> tuple[str, ...]:
     """The behaviours that come with patchclamp."""
     return tuple(n.removeprefix(BEHAVIOUR_PREFIX) for n in example_names() if n.startswith(BEHAVIOUR_PREFIX))
+
+
+BehaviourName = Annotated[
+    str, AfterValidator(lambda name: name if name in behaviour_names() else absolute(name)), NAMES_A_FILE
+]
+"""A shipped behaviour's name, or a path, kept absolute."""
 
 
 def read_behaviour(name: str) -> Behaviour:

@@ -16,19 +16,24 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from patchclamp.errors import FileError
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_file, example_names
 
 HUB_PREFIX = "hf:"
+ATTACHED = "+sae="
+"""In a model's reference, before the folder of an autoencoder."""
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Suffixes of the files that hold rows."""
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin")
 """Suffixes under which pickles are commonly kept."""
 
-DataFile = Annotated[str, AfterValidator(lambda name: absolute(name))]
-"""The name of a data file in a specification, kept absolute, so that a record can be run again from anywhere."""
+NAMES_A_FILE = Field(json_schema_extra={"format": "path"})
+"""Marks a text in a specification that may name a file or folder. Every field that does bears it: a server looks there
+whether a question stays inside the folder it may touch."""
+DataFile = Annotated[str, AfterValidator(lambda name: absolute(name)), NAMES_A_FILE]
+"""The name of a file or folder in a specification, kept absolute, so that a record can be run again from anywhere."""
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")

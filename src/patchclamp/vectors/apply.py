@@ -14,6 +14,7 @@ from patchclamp.evidence.written import kl_on, perplexity_ratio, surprise
 from patchclamp.forward import Edit, Model, Site
 from patchclamp.forward.asked import as_prompt, has_template
 from patchclamp.model.tokens import Prompt
+from patchclamp.tasks.files import DataFile
 from patchclamp.tasks.neutral import neutral_texts
 from patchclamp.vectors.match import added, matched, random_directions
 from patchclamp.vectors.search import natural_strength, projected_out
@@ -35,7 +36,7 @@ class ApplySpec(Spec):
 
     prompt: Annotated[Prompt, Positional()]
     """What the model is asked; a text is a user's message if the vector's behaviour is asked for in chat."""
-    vector: tuple[str, ...] = Field(min_length=1)
+    vector: tuple[DataFile, ...] = Field(min_length=1)
     """Saved vectors; several are used together."""
     how: How = "add"
     """Add, subtract, remove from everything written to the residual stream, or clamp the coordinate to a value."""
@@ -46,7 +47,7 @@ class ApplySpec(Spec):
     coordinate."""
     unit: Unit = "sd"
     """Unit of the strength: raw multiplies the vector as it is."""
-    when: str | None = None
+    when: DataFile | None = None
     """A second saved vector: use the first only at tokens where this one is active."""
     above: float | None = None
     """The coordinate along the second vector above which it counts as active; by default half-way between the means of
@@ -96,20 +97,13 @@ class ApplyResult(Result):
 @method("vectors.apply", spec=ApplySpec, result=ApplyResult)
 def apply_vector(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
     """Answer a prompt with a vector and without it, and beside them with a random direction that is as strong."""
-    vectors = [load_vector(path, model) for path in spec.vector]
-    auto = "chat" if has_template(model) else "text"
-    prompt = (
-        as_prompt(model, spec.prompt, auto if spec.format == "auto" else spec.format)
-        if isinstance(spec.prompt, str)
-        else spec.prompt
-    )
-    edits = [edit for vector in vectors for edit in edits_for(model, vector, spec)]
-    base, steered = (model.generate(prompt, some, max_new_tokens=spec.max_new_tokens) for some in ([], edits))
+    prompt, conditions = conditions_of(model, spec)
+    edits = conditions["steered"]
+    base, steered = (model.generate(prompt, conditions[name], max_new_tokens=spec.max_new_tokens)
+                     for name in ("base", "steered"))
     random = None
-    if spec.how in ("add", "subtract"):
-        random = model.generate(
-            prompt, _random(model, vectors, spec), max_new_tokens=spec.max_new_tokens
-        ).text
+    if "random" in conditions:
+        random = model.generate(prompt, conditions["random"], max_new_tokens=spec.max_new_tokens).text
     before, after = (surprise(model, [prompt], [said]) for said in (base, steered))
     ratio = perplexity_ratio(after, before)
     first = float(kl_on(model, [prompt], [edits])[0, 0]) if spec.positions != "response" else 0.0
@@ -121,6 +115,22 @@ def apply_vector(model: Model, spec: ApplySpec, progress: Progress) -> Outcome:
         edits=[f"{edit.op} {edit.strength:g} at {edit.site}" for edit in edits],
         perplexity_ratio=ratio if ratio == ratio else None,
     ), None
+
+
+def conditions_of(model: Model, spec: ApplySpec, matched_random: bool = True) -> tuple[Prompt, dict[str, list[Edit]]]:
+    """The prompt as it is asked, and the edits under which it is answered: none (`base`), the vectors (`steered`) and,
+    where they are added, a random direction as strong (`random`), which takes a few seconds to match."""
+    vectors = [load_vector(path, model) for path in spec.vector]
+    auto = "chat" if has_template(model) else "text"
+    prompt = (
+        as_prompt(model, spec.prompt, auto if spec.format == "auto" else spec.format)
+        if isinstance(spec.prompt, str)
+        else spec.prompt
+    )
+    conditions = {"base": [], "steered": [edit for vector in vectors for edit in edits_for(model, vector, spec)]}
+    if matched_random and spec.how in ("add", "subtract"):
+        conditions["random"] = _random(model, vectors, spec)
+    return prompt, conditions
 
 
 def setting_for(

@@ -46,7 +46,7 @@ class BakeSpec(Spec):
 
     vector: Annotated[DataFile, Positional()]
     """A saved vector."""
-    save: str
+    save: DataFile
     """The new model's folder; it must not exist."""
     how: Literal["add", "subtract", "project_out"] = "project_out"
     """Remove the direction from everything written to the residual stream, or add or subtract it as a bias."""

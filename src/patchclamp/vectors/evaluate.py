@@ -21,8 +21,16 @@ from patchclamp.evidence.method import Outcome, Progress, method
 from patchclamp.evidence.rater import Rater
 from patchclamp.forward import Model
 from patchclamp.forward.asked import auto_format
-from patchclamp.tasks.behaviour import Behaviour, Recognised, parted, prompts_in, read_behaviour, read_examples
-from patchclamp.tasks.files import DataFile
+from patchclamp.tasks.behaviour import (
+    Behaviour,
+    BehaviourName,
+    Recognised,
+    parted,
+    prompts_in,
+    read_behaviour,
+    read_examples,
+)
+from patchclamp.tasks.files import NAMES_A_FILE, DataFile
 from patchclamp.vectors.behave import Asking, Case, Kind
 from patchclamp.vectors.choose import Choice, choose_all
 from patchclamp.vectors.directions import How
@@ -32,7 +40,6 @@ from patchclamp.vectors.match import within_sides
 from patchclamp.vectors.proof import Proof, Ready
 from patchclamp.vectors.search import ChoosingSpec
 from patchclamp.vectors.source import (
-    BehaviourName,
     FindingSpec,
     Source,
     behaviour_for,
@@ -56,7 +63,7 @@ class EvaluateSpec(ChoosingSpec):
     for random directions."""
     showing: DataFile | None = None
     """Your own prompts that the model answers with it, in place of the test prompts."""
-    detector: str | None = None
+    detector: Annotated[str, NAMES_A_FILE] | None = None
     """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a detector (phrases, tokens,
     classifier, judge); by default the behaviour's own."""
     how: How = "mean"

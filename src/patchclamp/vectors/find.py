@@ -18,6 +18,7 @@ from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
 from patchclamp.evidence.provenance import PACKAGES, version_of
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model
+from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.directions import How, direction, held_out_auroc
 from patchclamp.vectors.source import FindingSpec, Source, hashes, only_behaving, read_source, sites_of
 from patchclamp.vectors.states import examples_of, states
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class FindSpec(FindingSpec):
     """Where the direction is kept."""
 
-    save: str
+    save: DataFile
     """The vector's file: .safetensors, or .gguf for other projects."""
     controls: int = Field(20, ge=2, le=200)
     """How many times the labels are shuffled and the same search made again."""

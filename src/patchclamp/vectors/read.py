@@ -20,10 +20,11 @@ from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model, Site
 from patchclamp.forward.asked import as_prompt
 from patchclamp.model.tokens import Prompt
+from patchclamp.tasks.behaviour import BehaviourName
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.directions import auroc, direction
 from patchclamp.vectors.match import within_sides
-from patchclamp.vectors.source import BehaviourName, behaviour_for
+from patchclamp.vectors.source import behaviour_for
 from patchclamp.vectors.states import examples_of, states
 from patchclamp.vectors.vector import SteeringVector, load_vector
 

@@ -8,11 +8,12 @@ from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Progress, Result, method
 from patchclamp.evidence.verdict import judge
 from patchclamp.forward import Model
+from patchclamp.tasks.behaviour import BehaviourName
 from patchclamp.tasks.files import DataFile
 from patchclamp.vectors.behave import Asking
 from patchclamp.vectors.choose import TriedPosition, choose_all
 from patchclamp.vectors.search import ChoosingSpec, Tried
-from patchclamp.vectors.source import BehaviourName, behaviour_for
+from patchclamp.vectors.source import behaviour_for
 from patchclamp.vectors.vector import Ablation, Setting, load_vector
 
 if TYPE_CHECKING:

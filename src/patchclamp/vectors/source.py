@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from patchclamp.errors import FileError, InputError, SpecError
 from patchclamp.evidence.cli_hints import Positional
@@ -20,6 +20,7 @@ from patchclamp.forward.prepare import check_site
 from patchclamp.tasks.behaviour import (
     Asked,
     Behaviour,
+    BehaviourName,
     Examples,
     Recognised,
     behaviour_names,
@@ -28,13 +29,11 @@ from patchclamp.tasks.behaviour import (
     read_examples,
     texts_of,
 )
-from patchclamp.tasks.files import DataFile, absolute, locate_file, read_json
+from patchclamp.tasks.files import NAMES_A_FILE, DataFile, locate_file, read_json
 from patchclamp.vectors.directions import How
 from patchclamp.vectors.vector import SteeringVector
 
 Format = Literal["chat", "text"]
-BehaviourName = Annotated[str, AfterValidator(lambda name: name if name in behaviour_names() else absolute(name))]
-"""A shipped behaviour's name, or a path, kept absolute."""
 FEWEST = 4
 
 
@@ -59,7 +58,7 @@ class FindingSpec(Spec):
     messages if the model has a chat template."""
     behaving: bool = False
     """Use only prompts on which the model does show the behaviour, and does not."""
-    detector: str | None = None
+    detector: Annotated[str, NAMES_A_FILE] | None = None
     """How the behaviour is recognised in an answer: refusal, choice, or a .json file of a detector (phrases, tokens,
     classifier, judge); by default the behaviour's own."""
     max_new_tokens: int = Field(48, ge=1, le=500)

@@ -1,6 +1,8 @@
 """Command line to spec is the identity: a spec, written by the rules in `options`, is read back equal."""
 
 import json
+import re
+import shlex
 import types
 from enum import Enum
 from pathlib import Path
@@ -15,10 +17,11 @@ from pydantic_core import to_jsonable_python
 
 from patchclamp.cli.build import RunOptions, build_command
 from patchclamp.cli.line import arrange
-from patchclamp.cli.options import Option, options_of
 from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.cli_hints import CommaList, Positional
-from patchclamp.evidence.method import Method, Result, Spec
+from patchclamp.evidence.code import command_line
+from patchclamp.evidence.method import Method, Result, Spec, methods
+from patchclamp.evidence.options import Option, options_of
 
 
 class Change(BaseModel):
@@ -130,6 +133,18 @@ def specs(draw):
 def test_command_line_to_spec_is_the_identity(case):
     spec, value, line = case
     assert parse(spec, *line)[0] == value
+
+
+@settings(max_examples=150, deadline=None)
+@given(specs())
+def test_what_a_spec_is_written_as_reads_as_that_spec(case):
+    spec, value, _ = case
+    try:
+        words = shlex.split(command_line("test", value, "smollm2-135m-instruct"))
+    except SpecError as error:
+        assert "no command line says" in str(error)
+        return
+    assert parse(spec, *words[2:])[0] == value
 
 
 @settings(max_examples=100, deadline=None)
@@ -297,3 +312,19 @@ def test_an_option_knows_the_flags_that_go_with_it():
         "d": (None, None),
     }
     assert isinstance(options_of(Many, "test")[0], Option)
+
+
+MAY_NAME_A_FILE = re.compile(r"\b(file|folder|saved|path)s?\b", re.IGNORECASE)
+TELLS_OF_ONE = {"label", "where", "from", "control", "name"}
+"""Fields whose help speaks of files that other fields name."""
+
+
+def test_every_field_that_may_name_a_file_says_so():
+    """A server that keeps to one folder goes by these marks."""
+    unmarked = [
+        f"{name} {option.name}"
+        for name, method in methods().items() for option in options_of(method.spec, name)
+        if "string" in option.held.kinds and not option.held.path and MAY_NAME_A_FILE.search(option.help)
+        and option.field not in TELLS_OF_ONE
+    ]
+    assert unmarked == []

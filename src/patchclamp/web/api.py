@@ -1,0 +1,257 @@
+"""Questions, jobs, models and files, as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response, UploadFile
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from patchclamp.errors import FileError, InputError
+from patchclamp.evidence.record import write_whole
+from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
+from patchclamp.tasks.files import PICKLE_SUFFIXES
+from patchclamp.web.bench import Workbench, safe_name
+from patchclamp.web.jobs import Job
+from patchclamp.web.live import lines_of, pieces_of
+from patchclamp.web.models import resident_megabytes
+from patchclamp.web.question import DTYPES, Question, read_model, read_question
+
+api = APIRouter(prefix="/api")
+
+POLL_SECONDS = 0.2
+LARGEST_UPLOAD = 20_000_000
+MOST_LISTED = 2000
+
+
+class Asked(BaseModel):
+    """A question: each field's texts under its option's name without dashes, with `method`, `model` and `dtype`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    values: dict[str, list[str]]
+
+
+class ModelAsked(BaseModel):
+    """A model to load or let go."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ref: str = Field(min_length=1, max_length=1000)
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+
+
+def bench_of(request: Request) -> Workbench:
+    """The workbench that a request is about."""
+    return request.app.state.bench
+
+
+def client_of(request: Request) -> str:
+    """Which browser asks."""
+    return request.scope.get("client_name", "unknown")
+
+
+def question_of(bench: Workbench, values: dict[str, list[str]]) -> Question:
+    """The question that parameters say, once the methods are imported."""
+    bench.wait()
+    return read_question(values, bench.folders)
+
+
+@api.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    """Whether the server is ready, what it does, and how many jobs there are."""
+    bench = bench_of(request)
+    jobs = bench.queue.list()
+    return {
+        "ready": bench.is_ready, "stage": bench.stage, "problem": bench.problem,
+        "jobs": {"waiting": sum(job.state == "waiting" for job in jobs),
+                 "running": [told(bench, job) for job in jobs if job.state == "running"]},
+        "memory_mb": resident_megabytes(),
+    }
+
+
+@api.get("/answer")
+def answer(request: Request) -> dict[str, Any]:
+    """The question in this address: its code, its parameters, and the record that answers it, if there is one. Nothing
+    is run."""
+    bench = bench_of(request)
+    given = {key: request.query_params.getlist(key) for key in request.query_params}
+    question = question_of(bench, given)
+    return {"record": bench.answer(question), "code": question.code, "query": question.query}
+
+
+@api.post("/ask")
+def ask(request: Request, asked: Asked) -> dict[str, Any]:
+    """Ask a question: the record that answers it already, or the job that will."""
+    bench = bench_of(request)
+    question = question_of(bench, asked.values)
+    known = bench.answer(question)
+    job = None if known else told(bench, bench.ask(question, client_of(request)))
+    return {"record": known, "job": job, "query": question.query}
+
+
+@api.post("/live")
+async def live(request: Request, asked: Asked) -> Response:
+    """Answers word by word, as lines of JSON: {"condition", "text"}, at the end of each {"condition", "end"}, or
+    {"error"}."""
+    bench = bench_of(request)
+
+    def prepare() -> tuple[Question, Any]:
+        question = question_of(bench, asked.values)
+        if question.method.name not in ("vectors.apply", "forward.generate"):
+            raise InputError(f"{question.method.name} writes no answers that could be streamed")
+        return question, bench.models.get(question.model, question.dtype, question.method.load, lambda _: None)
+
+    question, model = await asyncio.to_thread(prepare)
+    stop = threading.Event()
+    return StreamingResponse(lines_of(pieces_of(question, model, stop), stop), media_type="application/x-ndjson")
+
+
+# Jobs
+
+
+def told(bench: Workbench, job: Job) -> dict[str, Any]:
+    """A job as JSON."""
+    seen = job.model_dump(mode="json", exclude={"client"})
+    return seen | {"cancelling": bench.queue.is_being_cancelled(job)}
+
+
+@api.get("/jobs")
+def jobs(request: Request) -> list[dict[str, Any]]:
+    """All jobs, newest first."""
+    bench = bench_of(request)
+    return [told(bench, job) for job in bench.queue.list()]
+
+
+@api.get("/jobs/{name}")
+def job(request: Request, name: str) -> dict[str, Any]:
+    """One job."""
+    bench = bench_of(request)
+    return told(bench, bench.queue.get(name))
+
+
+@api.get("/jobs/{name}/events")
+async def events(request: Request, name: str) -> Response:
+    """A job as server-sent events: its state whenever it changes, until it is over."""
+    bench = bench_of(request)
+    watched = bench.queue.get(name)
+
+    async def changes() -> AsyncIterator[bytes]:
+        from patchclamp.cli.terminal import as_json_text
+
+        last = ""
+        while True:
+            now = as_json_text(told(bench, watched))
+            if now != last:
+                yield f"data: {now}\n\n".encode()
+                last = now
+            if watched.is_over or await request.is_disconnected():
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    return StreamingResponse(changes(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@api.post("/jobs/{name}/cancel")
+def cancel(request: Request, name: str) -> dict[str, Any]:
+    """End a job that waits or runs."""
+    bench = bench_of(request)
+    return told(bench, bench.queue.cancel(name))
+
+
+@api.post("/jobs/{name}/resume")
+def resume(request: Request, name: str) -> dict[str, Any]:
+    """Submit an ended job's work again; methods that keep checkpoints go on from them."""
+    bench = bench_of(request)
+    return told(bench, bench.queue.resume(name, client_of(request)))
+
+
+# Models
+
+
+@api.get("/models")
+def models(request: Request) -> dict[str, Any]:
+    """The models to choose from and those in memory."""
+    bench = bench_of(request)
+    from patchclamp.model.embedded import EMBEDDED, is_cached
+
+    embedded = [{"name": name, "cached": is_cached(name), "download_mb": model.download_mb, "licence": model.licence,
+                 "summary": model.summary} for name, model in EMBEDDED.items()]
+    offered = list(dict.fromkeys([*bench.offered, *EMBEDDED]))
+    return {"offered": offered, "dtypes": DTYPES, "embedded": embedded, "loaded": bench.models.told(),
+            "memory_mb": resident_megabytes()}
+
+
+@api.post("/models/load")
+def load(request: Request, asked: ModelAsked) -> dict[str, Any]:
+    """Queue the loading of a model."""
+    bench = bench_of(request)
+    ref = asked.ref if asked.ref in bench.offered else read_model(asked.ref, bench.folders)
+    payload = {"ref": ref, "dtype": asked.dtype}
+    return told(bench, bench.queue.submit("load", f"load {ref}", payload, client_of(request)))
+
+
+@api.post("/models/unload")
+def unload(request: Request, asked: ModelAsked) -> dict[str, bool]:
+    """Let go of a model."""
+    return {"unloaded": bench_of(request).models.unload(asked.ref)}
+
+
+# Files
+
+
+@api.get("/files")
+def list_files(request: Request) -> dict[str, Any]:
+    """Files and folders a question may name: those of the workbench's folder, and the examples that come along."""
+    bench = bench_of(request)
+    own = sorted(str(path.relative_to(bench.files)) for path in bench.files.rglob("*")
+                 if not any(part.startswith(".") for part in path.relative_to(bench.files).parts))
+    return {"folder": str(bench.files), "files": own[:MOST_LISTED],
+            "examples": [f"{EXAMPLE_PREFIX}{name}" for name in example_names()]}
+
+
+@api.post("/files")
+def upload(request: Request, file: UploadFile) -> dict[str, str]:
+    """Keep a file in the workbench's folder. It is only ever parsed as data."""
+    name = safe_name(file.filename or "")
+    if name.lower().endswith(PICKLE_SUFFIXES):
+        raise FileError(f"{name} looks like a pickle; opening one can run any code in it, so it is not taken")
+    content, folder = file.file.read(LARGEST_UPLOAD + 1), bench_of(request).files
+    if len(content) > LARGEST_UPLOAD:
+        raise FileError(f"{name} is larger than {LARGEST_UPLOAD // 1_000_000} MB; put it into {folder}")
+    write_whole(folder / name, content)
+    return {"name": name}
+
+
+class Lines(BaseModel):
+    """A file of prompts, one a line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    text: str = Field(max_length=1_000_000)
+
+
+@api.post("/files/text")
+def write(request: Request, lines: Lines) -> dict[str, str]:
+    """Keep a text that was written in the page, such as a list of prompts."""
+    name = safe_name(lines.name)
+    if not name.endswith((".txt", ".jsonl", ".json", ".csv")):
+        raise FileError(f"{name}: a text is kept as .txt, .jsonl, .json or .csv")
+    write_whole(bench_of(request).files / name, lines.text.encode("utf-8", "replace"))
+    return {"name": name}
+
+
+@api.get("/methods")
+def list_methods(request: Request, schema: Annotated[bool, Query()] = False) -> list[dict[str, Any]]:
+    """All methods: name and summary, and with `schema` the JSON schema of each one's fields."""
+    bench_of(request).wait()
+    from patchclamp.evidence.method import methods
+
+    found = methods().values()
+    return [{"name": one.name, "summary": one.summary} | ({"schema": one.spec.model_json_schema()} if schema else {})
+            for one in found]

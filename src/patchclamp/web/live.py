@@ -1,0 +1,83 @@
+"""Answers streamed word by word, while a slider moves: what `vectors.apply` and `forward.generate` store, seen as it
+comes.
+
+The edits are those of the methods themselves; nothing is stored, and the page offers to ask the method for the record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from patchclamp.errors import PatchclampError, SpecError
+
+if TYPE_CHECKING:
+    from patchclamp.forward import Edit, Model
+    from patchclamp.web.question import Question
+
+Piece = dict[str, Any]
+"""`{"condition", "text"}`; `{"condition", "end": true}` behind the last of a condition; `{"error"}`."""
+
+
+def conditions_of(question: Question, model: Model) -> Iterator[tuple[str, Any, list[Edit]]]:
+    """Under what the prompt is answered: (condition, prompt, edits). SpecError for a method that does not write."""
+    spec: Any = question.spec
+    if question.method.name == "vectors.apply":
+        from patchclamp.vectors.apply import conditions_of as of_vector
+
+        prompt, conditions = of_vector(model, spec, matched_random=False)
+        yield "steered", prompt, conditions["steered"]
+        yield "base", prompt, []
+        if spec.how in ("add", "subtract"):
+            yield "random", prompt, of_vector(model, spec)[1]["random"]
+    elif question.method.name == "forward.generate":
+        yield "edited", spec.prompts[0], list(spec.edits)
+        yield "base", spec.prompts[0], []
+    else:
+        raise SpecError(f"{question.method.name} writes no answers that could be streamed")
+
+
+def pieces_of(question: Question, model: Model, stop: threading.Event) -> Iterator[Piece]:
+    """The answers' pieces, condition after condition, until `stop`."""
+    for condition, prompt, edits in conditions_of(question, model):
+        if stop.is_set():
+            return
+        stream = model.stream(prompt, edits, question.spec.max_new_tokens)  # type: ignore[attr-defined]
+        try:
+            for text in stream:
+                yield {"condition": condition, "text": text}
+                if stop.is_set():
+                    return
+        finally:
+            stream.close()  # type: ignore[attr-defined]
+        yield {"condition": condition, "end": True}
+
+
+async def lines_of(pieces: Iterator[Piece], stop: threading.Event) -> AsyncIterator[bytes]:
+    """The pieces as lines of JSON. A thread makes them; when the reader has gone it is told to stop."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
+
+    def put(piece: Piece | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(queue.put_nowait, piece)
+
+    def work() -> None:
+        try:
+            for piece in pieces:
+                put(piece)
+        except PatchclampError as error:
+            put({"error": str(error)})
+        except Exception as error:
+            put({"error": f"{type(error).__name__}: {error}"})
+        finally:
+            put(None)
+
+    threading.Thread(target=work, name="live", daemon=True).start()
+    try:
+        while (piece := await queue.get()) is not None:
+            yield (json.dumps(piece, ensure_ascii=False) + "\n").encode()
+    finally:
+        stop.set()

@@ -1,0 +1,40 @@
+"""Which page asks which methods, in the order a newcomer would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that asks methods. Its title and sentence are in `words` under its name."""
+
+    name: str
+    methods: tuple[str, ...]
+    live: str | None = None
+    """The method whose answers can be streamed while a slider moves."""
+
+
+PAGES: Mapping[str, Page] = {page.name: page for page in (
+    Page("lens", ("lens.logit", "lens.patchscope", "lens.language", "lens.stages", "lens.attribute", "lens.multihop",
+                  "lens.selfreport", "lens.tuned.apply", "lens.tuned.train", "lens.jacobian")),
+    Page("neurons", ("neurons.find", "neurons.examples", "neurons.explain", "neurons.ablate", "neurons.dose",
+                     "neurons.attribute", "neurons.repair", "neurons.index", "neurons.images"), "forward.generate"),
+    Page("vectors", ("vectors.find", "vectors.apply", "vectors.select", "vectors.evaluate", "vectors.read",
+                     "vectors.show", "vectors.task", "vectors.compose", "vectors.bake"), "vectors.apply"),
+    Page("dictionary", ("sae.show", "sae.search", "sae.find", "sae.steer", "sae.train", "sae.harvest", "sae.index",
+                        "sae.evaluate", "sae.compare", "sae.attribute", "sae.plan", "sae.convert")),
+    Page("relations", ("relations.table", "relations.edit", "relations.fit", "relations.evaluate", "relations.lens")),
+    Page("circuits", ("circuits.find", "circuits.show", "circuits.heads", "circuits.task", "circuits.score",
+                      "circuits.evaluate", "circuits.verify", "circuits.flow")),
+    Page("patch", ("circuits.patch", "lens.attention", "circuits.knockout", "forward.capture", "forward.generate")),
+)}
+
+OTHERS = ("models", "runs", "tour")
+"""Pages that ask no method by themselves."""
+
+
+def page_of(method: str) -> str:
+    """The page a method stands on; methods of other packages stand on `patch`."""
+    return next((page.name for page in PAGES.values() if method in page.methods), "patch")

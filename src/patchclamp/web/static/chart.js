@@ -1,0 +1,68 @@
+// Vega-Lite charts without evaluated code: expressions are walked by Vega's interpreter, so that the page's policy can
+// forbid the rest.
+import { el } from "./base.js";
+import { expressionInterpreter } from "./vendor/vega-interpreter.js";
+
+/** @type {any} */
+const { vega, vegaLite } = /** @type {any} */ (globalThis);
+
+/** Colours of axes and titles on this page's ground. */
+function config() {
+  const style = getComputedStyle(document.documentElement);
+  const ink = style.getPropertyValue("--ink").trim();
+  const line = style.getPropertyValue("--line").trim();
+  return {
+    background: "transparent",
+    axis: { labelColor: ink, titleColor: ink, tickColor: line, domainColor: line, gridColor: line },
+    legend: { labelColor: ink, titleColor: ink },
+    title: { color: ink, subtitleColor: ink },
+    header: { labelColor: ink, titleColor: ink },
+    style: { "guide-label": { fill: ink }, "guide-title": { fill: ink } },
+    text: { color: ink },
+  };
+}
+
+/**
+ * The text behind the pointer.
+ * @param {any} _
+ * @param {MouseEvent} event
+ * @param {any} item
+ * @param {any} value
+ */
+function tooltip(_, event, item, value) {
+  const box = document.getElementById("tooltip") ?? document.body.appendChild(el("div", { id: "tooltip", role: "tooltip" }));
+  box.hidden = value === null || value === undefined || value === "";
+  if (box.hidden) return;
+  const lines = typeof value === "object" ? Object.entries(value).map(([name, one]) => `${name}: ${one}`) : [String(value)];
+  box.replaceChildren(...lines.map((line) => el("div", {}, line)));
+  box.style.left = `${Math.min(event.clientX + 12, innerWidth - box.offsetWidth - 8)}px`;
+  box.style.top = `${Math.min(event.clientY + 12, innerHeight - box.offsetHeight - 8)}px`;
+}
+
+/**
+ * Draw a Vega-Lite specification in an element.
+ * @param {HTMLElement} place
+ * @param {object} specification
+ * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void}} [options]
+ */
+export async function draw(place, specification, { label, onclick } = {}) {
+  const compiled = vegaLite.compile(structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
+  const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
+    expr: expressionInterpreter, renderer: "canvas", hover: true, logLevel: vega.Error,
+  });
+  place.replaceChildren();
+  const inputs = el("div", { class: "inputs" });
+  view.tooltip(tooltip).initialize(place, inputs);
+  await view.runAsync();
+  place.append(inputs);
+  const canvas = place.querySelector("canvas");
+  canvas?.setAttribute("role", "img");
+  canvas?.setAttribute("aria-label", label ?? "");
+  for (const input of inputs.querySelectorAll("input, select")) {
+    if (!input.getAttribute("aria-label")) input.setAttribute("aria-label", input.getAttribute("name") ?? label ?? "");
+  }
+  if (onclick) view.addEventListener("click", (/** @type {MouseEvent} */ event, /** @type {any} */ item) => {
+    if (item?.datum) onclick(item.datum, event);
+  });
+  return view;
+}

@@ -1,0 +1,44 @@
+"""The interface in English and Chinese, from words.json. Help of fields and results speak the library's language,
+English.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+LANGUAGES = ("en", "zh")
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return json.loads(files("patchclamp.web").joinpath("words.json").read_text(encoding="utf-8"))
+
+
+def word(key: str, language: str) -> str:
+    """The interface's word for `key`. KeyError for a word that is not there."""
+    return _data()["interface"][key][language]
+
+
+def words(language: str) -> dict[str, str]:
+    """All of the interface's words in one language."""
+    return {key: both[language] for key, both in _data()["interface"].items()}
+
+
+def title_of(method: str, summary: str, language: str) -> str:
+    """A method's title: in English its first line, up to where that begins to explain."""
+    translated = _data()["methods"].get(method, {}).get(language)
+    return translated or summary.split(":")[0].rstrip(".")
+
+
+def language_of(cookie: str | None, accepted: str | None) -> str:
+    """The language to answer in: the one chosen, else the first of a browser's that there is."""
+    if cookie in LANGUAGES:
+        return cookie
+    for part in (accepted or "").split(","):
+        name = part.split(";")[0].strip().lower()[:2]
+        if name in LANGUAGES:
+            return name
+    return LANGUAGES[0]
