@@ -8,8 +8,12 @@ import torch
 from tiny import tiny_model
 
 import patchclamp as pc
-from patchclamp.circuits.evaluate import areas
+from patchclamp.circuits.evaluate import EvaluateCircuitsSpec, areas
+from patchclamp.circuits.find import FindSpec
+from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.heads import HeadRow, label_of
+from patchclamp.circuits.material import material, runs_of
+from patchclamp.circuits.search import greedy
 from patchclamp.errors import SpecError
 from patchclamp.evidence.verdict import Interval
 
@@ -172,3 +176,62 @@ def test_a_task_says_which_pairs_the_model_solves(pairs):
     assert set(result.table()) == {"clean", "corrupted", "answer", "distractor", "tokens", "m clean", "m corrupted"}
     assert "the model does pairs.jsonl" in record.verdict.reason
     assert "logit difference" in json.dumps(result.chart().to_dict())
+
+
+def held_out(pairs):
+    """The prompts that nothing was chosen on."""
+    model = tiny_model("llama")
+    spec = FindSpec(pairs=pairs, prompts=6, heldout=4)
+    found = material(model, spec)
+    return model, found, runs_of(model, Graph.of(model.anatomy), found.heldout)
+
+
+def test_a_curve_is_of_held_out_prompts(records, pairs):
+    model, found, heldout = held_out(pairs)
+    result = records["curve"].result
+    looked = runs_of(model, heldout.graph, found.search)
+    scores = (looked.each_edge() - looked.clean_B).nan_to_num(0.0).mean(-1)
+    circuits = greedy(heldout.graph, scores, [one.edges for one in result.curve])
+    assert [one.faithfulness for one in result.curve] == pytest.approx(heldout.faithfulness(circuits), abs=1e-3)
+    assert result.curve[1].faithfulness != pytest.approx(looked.faithfulness(circuits)[1], abs=1e-3)
+
+
+def test_scores_are_judged_on_held_out_prompts(records, pairs):
+    _, _, heldout = held_out(pairs)
+    top = [one for one in records["exact"].result.edges if one.chosen == "top"][:20]
+    effects = (heldout.some_edges([heldout.graph.find(one.edge) for one in top]) - heldout.clean_B).mean(-1)
+    assert records["exact"].verdict.effect.mean == pytest.approx(float(effects.abs().mean()), abs=1e-4)
+
+
+def test_heads_are_judged_on_held_out_prompts(records, pairs):
+    model, found, _ = held_out(pairs)
+    labelled = [one.head for one in records["heads"].result.heads if one.label]
+    if not labelled:
+        pytest.fail("no head of the tiny model got a label, so the test shows nothing")
+    sizes = []
+    for head in labelled:
+        changes = []
+        for pair in found.heldout:
+            read = pc.Readout.logit_difference(*pair.choice)
+            plain, edited = (float(model.run(pair.clean, edits, read))
+                             for edits in ([], [pc.Edit.swap(head, pair.corrupted)]))
+            changes.append(edited - plain)
+        sizes.append(abs(sum(changes) / len(changes)))
+    assert records["heads"].verdict.effect.mean == pytest.approx(sum(sizes) / len(sizes), abs=1e-4)
+
+
+def test_windows_are_whole_and_named_by_their_middle(pairs):
+    model = tiny_model("llama")
+    result = pc.flow(model, pairs=pairs, window=3, controls=3, **ASK).result
+    middles = [point.layer for point in result.roles[0].points]
+    assert middles == list(range(1, model.n_layers - 1))
+    assert all(one.peak in middles for one in result.roles)
+
+
+def test_what_looks_at_itself_alone_has_nothing_to_hide(pairs):
+    with pytest.raises(SpecError, match="no other role"):
+        pc.flow(tiny_model("llama"), pairs=pairs, to="what differs", **ASK)
+
+
+def test_fractions_end_at_the_whole_graph():
+    assert EvaluateCircuitsSpec(task="ioi", fractions=(0.1, 0.5)).fractions == (0.1, 0.5, 1.0)

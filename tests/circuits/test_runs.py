@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from cut import CHOICES, cut_by_edits, difference, pairs, same, some_of, subgraph_by_edits, tiny_runs
+from cut import CHOICES, cut_by_edits, difference, pairs, same, some_of, subgraph_by_edits, tiny_runs, value
 from tiny import CONFIGS, tiny_model
 
+import patchclamp as pc
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.runs import Runs
-from patchclamp.errors import UnsupportedModel
+from patchclamp.circuits.search import optimised
+from patchclamp.errors import SpecError, UnsupportedModel
 
 NEAR = 1e-6
 """Gemma's norms count in float32 whatever the model is in."""
@@ -165,3 +167,33 @@ def test_a_forward_that_another_library_has_put_there_stays(monkeypatch):
     runs = tiny_runs("llama")
     runs.without(runs.graph.edges, [(20, 1)])
     assert vars(block)["forward"] is put
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_mean_is_over_prompts_of_all_lengths(name):
+    """With nothing kept, the last stream at the last token is the sum of what sources write in the mean."""
+    clean, corrupted = pairs((7, 7, 6))
+    model = tiny_model(name, double=True)
+    runs = Runs(model, Graph.of(model.anatomy), clean, corrupted, CHOICES, "mean")
+    means = []
+    for source in runs.graph.sources:
+        values = [value(model, prompt, source).reshape(len(prompt), -1) for prompt in corrupted]
+        means.append(torch.cat(values).mean(0))
+    last = torch.stack(means).sum(0)
+    site = f"resid.{model.n_layers - 1}"
+    expected = [difference(model, prompt, choice, [pc.Edit.set(f"{site}@last", last)])
+                for prompt, choice in zip(clean, CHOICES, strict=True)]
+    assert runs.corrupted_B.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_mean_at_a_token_needs_two_prompts_of_a_length():
+    model = tiny_model("llama")
+    with pytest.raises(SpecError, match="the only ones of their length"):
+        Runs(model, Graph.of(model.anatomy), *pairs((7, 7, 6)), CHOICES, "mean-per-position")
+
+
+def test_masks_are_optimised_in_the_models_own_numbers():
+    runs = tiny_runs("llama")
+    assert runs.clean_B.dtype == torch.float64
+    weights = optimised(runs, 0.002)
+    assert weights.shape == runs.graph.edges.shape and bool((weights[~runs.graph.edges] < 0.01).all())

@@ -97,12 +97,12 @@ def test_neurons_are_certified_and_measured_again(pairs, tmp_path):
     assert 0 < len(units.units) < units.total
     assert Certificate.load(tmp_path).units == units
     again = pc.verify_circuit(model, certificate=str(tmp_path)).result
-    assert again.holds and any(one.name.startswith("neuron.") for one in again.numbers)
+    assert again.holds and any("units, neuron." in one.name for one in again.numbers)
 
 
 def test_features_need_an_autoencoder_of_the_mlp(pairs):
     model = tiny_model("llama")
-    with pytest.raises(SpecError, match=r"no units feature.*features need autoencoders of the sites mlp\.L"):
+    with pytest.raises(SpecError, match=r"into units feature: features need autoencoders of the sites mlp\.L"):
         pc.find_circuit(model, pairs=pairs, units="feature", **ASK)
     runs = tiny_runs("llama")
     own = runs.groups[0].model

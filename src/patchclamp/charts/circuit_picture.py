@@ -87,9 +87,11 @@ def _lines(drawing: "Drawing", picked: alt.Parameter) -> alt.Chart:
                                                            drawing.nodes[line.destination].part)]
         rows += [{"part": part, "row": i, "text": f"{line.edge} at {line.role}: {line.effect:+.3f} [{line.low:+.3f}, "
                                                   f"{line.high:+.3f}]"} for i, line in enumerate(mine[:LINES])]
+        if len(mine) > LINES:
+            rows.append({"part": part, "row": LINES, "text": f"and {len(mine) - LINES} more, in the table"})
     return alt.Chart(pd.DataFrame(rows)).mark_text(align="left", fontSize=11).encode(
         y=alt.Y("row:O", axis=None), x=alt.value(0), text="text:N",
-    ).transform_filter(picked).properties(width=360, height=LINES * 14,
+    ).transform_filter(picked).properties(width=360, height=(LINES + 1) * 14,
                                       title="click a part: what is lost without its edges")
 
 

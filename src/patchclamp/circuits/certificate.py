@@ -13,16 +13,15 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.material import PromptPair, ReadyPair, example_pairs, make_ready, runs_of
-from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.material import LAST, REST, PromptPair, ReadyPair, example_pairs, make_ready, runs_of
+from patchclamp.circuits.references import Ablation
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.search import holds
-from patchclamp.circuits.units import UnitCircuit, certify_units
-from patchclamp.errors import FileError, SpecError, StoreError
-from patchclamp.evidence.bootstrap import bootstrap_mean
+from patchclamp.circuits.units import UnitCircuit, certify_units, once
+from patchclamp.errors import FileError, SpecError
 from patchclamp.evidence.method import Part
+from patchclamp.evidence.record import write_whole
 from patchclamp.evidence.verdict import Interval
-from patchclamp.model.cache import write_atomically
 from patchclamp.tasks.circuit import CircuitPair
 from patchclamp.tasks.files import locate_file
 
@@ -50,7 +49,7 @@ class CertifiedEdge(Part):
 class PairSet(Part):
     """Prompts, and how the circuit does on them."""
 
-    pairs: list[PromptPair]
+    pairs: list[PromptPair] = Field(min_length=1)
     full: float
     """Mean logit difference of the whole model."""
     corrupted: float
@@ -87,6 +86,11 @@ class RoleCircuit(Part):
     def _known_roles(self) -> RoleCircuit:
         if unknown := {one.role for one in self.edges} - set(self.names):
             raise ValueError(f"edges at roles that are not among the names: {', '.join(sorted(unknown))}")
+        if self.names[-2:] != [LAST, REST] or len(set(self.names)) < len(self.names):
+            raise ValueError(f"the roles end in {LAST!r} and {REST!r}, and none comes twice")
+        if any(not name.isprintable() for name in self.names):
+            raise ValueError("a role's name is one line of printable text")
+        once([(one.edge, one.role) for one in self.edges], "edge at a role")
         return self
 
     def kept(self, graph: Graph) -> Tensor:
@@ -104,14 +108,18 @@ class Certificate(Part):
     version: Literal[1] = 1
     model: str
     weights: str
+    dtype: str
+    """Number format of weights and activations: the numbers are those of one format."""
     task: str
-    bound: float
+    bound: float = Field(gt=0, lt=1)
     """The faithfulness asked for; no further from 1 on either side."""
+    seed: int = Field(ge=0)
+    """Of the intervals."""
     ablation: Ablation
     """What cut edges carry."""
     grouped: bool
     """Keys and values are the model's own, one for each key/value head."""
-    edges_total: int
+    edges_total: int = Field(ge=1)
     search: PairSet
     heldout: PairSet
     others: PairSet | None
@@ -126,13 +134,15 @@ class Certificate(Part):
     units: UnitCircuit | None = None
     """The neurons or features that the circuit's MLPs need."""
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Certificate:
+        once([one.edge for one in self.edges], "edge")
+        return self
+
     def save(self, path: Path) -> Path:
-        """Write it as JSON, beside and then renamed into place."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+        """Write it as JSON, beside and then renamed into place. StoreError when the disk refuses."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        write_whole(path, text.encode())
         return path
 
     @classmethod
@@ -148,10 +158,15 @@ class Certificate(Part):
             raise FileError(f"{place} is no certificate of a circuit{where}; circuits find writes one") from error
 
     def require(self, model: Model) -> None:
-        """SpecError unless it is of this model."""
+        """SpecError unless it is of this model, in this number format, with these autoencoders."""
         if self.weights != model.weights_hash:
             raise SpecError(f"the certificate is of {self.model} (weights {self.weights[:12]}), not of {model.name} "
                             f"({model.weights_hash[:12]}); load that model")
+        if (dtype := str(model.dtype).removeprefix("torch.")) != self.dtype:
+            raise SpecError(f"the certificate is of {self.dtype} numbers, and the model was loaded in {dtype}; give "
+                            f"--dtype {self.dtype}")
+        if self.units is not None:
+            self.units.require(model.anatomy)
 
     def kept(self, graph: Graph) -> Tensor:
         """Its edges in a graph, [N, S]."""
@@ -177,12 +192,15 @@ def certify(
     on_heldout = runs_of(model, graph, heldout, ablation, by_role and by_role[0])
     lost = [_lost(runs, kept_NS, edges) for runs in (search[1], on_heldout)]
     whole = search[1].faithfulness(kept_NS[None])[0]
-    certified = [CertifiedEdge(edge=graph.name(*edge), without=whole - float(lost[0][i].mean()),
-                               effect=bootstrap_mean(lost[0][i], seed), heldout=bootstrap_mean(lost[1][i], seed))
-                 for i, edge in enumerate(edges)]
+    certified = []
+    for i, edge in enumerate(edges):
+        effect, on_others = search[1].interval(lost[0][i], seed), on_heldout.interval(lost[1][i], seed)
+        certified.append(CertifiedEdge(edge=graph.name(*edge), without=whole - effect.mean, effect=effect,
+                                       heldout=on_others))
     return Certificate(
-        model=model.name, weights=model.weights_hash, task=task, bound=bound, ablation=ablation, grouped=graph.grouped,
-        edges_total=graph.n_edges, search=_set(search[1], search[0], kept_NS, seed),
+        model=model.name, weights=model.weights_hash, dtype=str(model.dtype).removeprefix("torch."), task=task,
+        bound=bound, seed=seed, ablation=ablation, grouped=graph.grouped, edges_total=graph.n_edges,
+        search=_set(search[1], search[0], kept_NS, seed),
         heldout=_set(on_heldout, heldout, kept_NS, seed),
         others=_set(runs_of(model, graph, others, ablation), others, kept_NS, seed) if others else None,
         completeness=1 - search[1].faithfulness((graph.edges & ~kept_NS)[None])[0],
@@ -199,23 +217,23 @@ def _by_role(
     fewer = kept_NSP.repeat(1 + len(places), 1, 1, 1)
     for row, (d, s, role) in enumerate(places, 1):
         fewer[row, d, s, role] = False
-    whole_B, *without = runs.each_faithfulness(runs.subgraphs(fewer)).unbind(0)
-    heldout_B = on_heldout.each_faithfulness(on_heldout.subgraphs(kept_NSP[None]))[0]
+    m_MB = runs.subgraphs(fewer)
+    (heldout_B,) = on_heldout.subgraphs(kept_NSP[None])
     return RoleCircuit(
-        names=list(names), faithfulness=bootstrap_mean(whole_B, seed), heldout=bootstrap_mean(heldout_B, seed),
-        minimal=not any(holds(float(one.mean()), bound) for one in without),
-        edges=[RoleEdge(edge=runs.graph.name(d, s), role=names[role], effect=bootstrap_mean(whole_B - less_B, seed))
-               for (d, s, role), less_B in zip(places, without, strict=True)])
+        names=list(names), faithfulness=runs.faithfulness_interval(m_MB[0], seed),
+        heldout=on_heldout.faithfulness_interval(heldout_B, seed),
+        minimal=not any(holds(f, bound) for f in runs.faithfulness_of(m_MB[1:])),
+        edges=[RoleEdge(edge=runs.graph.name(d, s), role=names[role], effect=runs.interval(m_MB[0] - less_B, seed))
+               for (d, s, role), less_B in zip(places, m_MB[1:], strict=True)])
 
 
 def _lost(runs: Runs, kept_NS: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
-    """By edge and prompt, what F loses without the edge, [edges, B]."""
-    whole_1B = runs.each_faithfulness(runs.subgraphs(kept_NS[None]))
-    return whole_1B - runs.each_faithfulness(runs.without(kept_NS, edges))
+    """By edge and prompt, what m loses without the edge, [edges, B]."""
+    return runs.subgraphs(kept_NS[None]) - runs.without(kept_NS, edges)
 
 
 def _set(runs: Runs, pairs: Sequence[ReadyPair], kept_NS: Tensor, seed: int) -> PairSet:
-    each_B = runs.each_faithfulness(runs.subgraphs(kept_NS[None]))[0]
+    (m_B,) = runs.subgraphs(kept_NS[None])
     return PairSet(
         pairs=example_pairs(pairs), full=float(runs.clean_B.mean()), corrupted=float(runs.corrupted_B.mean()),
-        faithfulness=bootstrap_mean(each_B, seed), each=each_B.tolist())
+        faithfulness=runs.faithfulness_interval(m_B, seed), each=runs.each_faithfulness(m_B).tolist())

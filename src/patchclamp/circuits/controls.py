@@ -12,8 +12,8 @@ TRIES = 2000
 
 
 def random_circuits(graph: Graph, kept_NS: Tensor, n: int, seed: int) -> Tensor:
-    """So many connected subgraphs [n, N, S], each with the circuit's number of edges into every block and the logits.
-    RunError if none can be drawn."""
+    """So many connected subgraphs [n, N, S], each with the circuit's number of edges into every block and the logits,
+    none of them the circuit itself. RunError if none can be drawn."""
     rng = random.Random(seed)
     per_block = [int(kept_NS[graph.at(layer)].sum()) for layer in range(graph.n_layers + 1)]
     found: list[Tensor] = []
@@ -21,7 +21,7 @@ def random_circuits(graph: Graph, kept_NS: Tensor, n: int, seed: int) -> Tensor:
         if len(found) == n:
             break
         drawn = _draw(graph, per_block, rng)
-        if drawn is not None:
+        if drawn is not None and not drawn.equal(kept_NS):
             found.append(drawn)
     if len(found) < n:
         raise RunError(f"only {len(found)} of {n} random circuits with {per_block} edges into the blocks could be "

@@ -71,7 +71,7 @@ def drawn(certificate: Certificate, graph: Graph) -> Drawing:
         places = at.setdefault(edge.split("->")[0], [])
         if role not in places:
             places.append(role)
-    at["logits"] = [LAST if certificate.roles else EVERYWHERE]
+    at["logits"] = [_last_role(certificate) if certificate.roles else EVERYWHERE]
     columns = [role for role in roles if any(role in places for places in at.values())]
     numbers = {(part, role): i for i, (part, role) in enumerate((p, r) for p, places in at.items() for r in places)}
     lines = []
@@ -82,6 +82,12 @@ def drawn(certificate: Certificate, graph: Graph) -> Drawing:
                               low=low, high=high, source=numbers[source, role], destination=numbers[part, place]))
     nodes, centres, width = _placed(list(numbers), columns, graph.n_layers)
     return Drawing(columns=columns, centres=centres, width=width, nodes=nodes, lines=lines)
+
+
+def _last_role(certificate: Certificate) -> str:
+    """The role of the last token: its own, where it is one of the words that play a part."""
+    one = certificate.search.pairs[0]
+    return next((name for name, (_, behind) in one.roles.items() if behind == len(one.clean)), LAST)
 
 
 def _edges(certificate: Certificate) -> list[tuple[str, str, float, float, float]]:

@@ -45,12 +45,12 @@ class EvaluateCircuitsSpec(GraphSpec):
     method: Scoring | Literal["pruned"] = "eap-ig"
     """How edges are ranked; pruned: by how many rounds of pruning (circuits find) they survive, on a shortlist by
     integrated gradients."""
-    bound: float = Field(0.9, gt=0, lt=1)
+    bound: float = Field(0.9, ge=0.05, lt=1)
     """Of pruning."""
     steps: int = Field(5, ge=1)
     """Of integrated gradients."""
     fractions: Annotated[tuple[float, ...], CommaList()] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    """Sizes, as shares of all edges."""
+    """Sizes, as shares of all edges; the last one is 1."""
     controls: int = Field(8, ge=2)
     """Random rankings, and random circuits of each size, to compare with."""
     resamples: int = Field(20, ge=2)
@@ -61,7 +61,7 @@ class EvaluateCircuitsSpec(GraphSpec):
     def _in_order(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
         if not fractions or any(not 0 < f <= 1 for f in fractions) or list(fractions) != sorted(set(fractions)):
             raise ValueError("fractions are shares above 0 and at most 1, each larger than the last")
-        return fractions
+        return fractions if fractions[-1] == 1 else (*fractions, 1.0)
 
 
 class CurvePoint(Part):

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from patchclamp.circuits.material import LAST, REST, ReadyPair, TaskSpec, logit_differences, material, require_preferred
+from patchclamp.circuits.material import (
+    FEWEST,
+    LAST,
+    REST,
+    ReadyPair,
+    TaskSpec,
+    logit_differences,
+    material,
+    require_preferred,
+)
 from patchclamp.errors import SpecError
 from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, method
@@ -101,7 +110,7 @@ def flow(model: Model, spec: FlowSpec, progress: Progress) -> Outcome:
     """Block attention to the tokens of each role, block after block, and see when the answer is lost.
 
     The verdict is about the role whose blocking costs most, the rest left aside: does it cost more, on prompts that the
-    window was not chosen on, than blocking as many random tokens of the rest does?
+    window was not chosen on, than blocking as many random tokens of the rest does? No verdict where the rest has fewer.
     """
     found = material(model, spec)
     require_preferred(logit_differences(model, found.search), spec)
@@ -111,17 +120,24 @@ def flow(model: Model, spec: FlowSpec, progress: Progress) -> Outcome:
         raise SpecError(f"there is no role {spec.to!r}; there are {', '.join(names)} and {LAST}")
     read = [name for name in names if name not in (FIRST, spec.to)]
     before = np.array(_probabilities(model, looked, [() for _ in looked]))
-    layers, rng = range(model.n_layers), random.Random(spec.seed)
+    if not set(read) - {REST}:
+        raise SpecError(f"{spec.what} has no other role than {spec.to!r} whose words could be hidden from it")
+    window = min(spec.window, model.n_layers)
+    layers = range(window // 2, window // 2 + model.n_layers - window + 1)  # the middles of whole windows
+    rng = random.Random(spec.seed)
     roles = []
     for name in progress.track([*read, RANDOM, FIRST], "blocking attention", len(read) + 2):
         effects_LB = np.stack([_effects(model, looked, before, name, layer, spec, rng) for layer in layers])
         points = [FlowPoint(layer=layer, effect=bootstrap_mean(effects_B, spec.seed))
                   for layer, effects_B in zip(layers, effects_LB, strict=True)]
         shown = model.decode([looked[0].ids[t] for t in _tokens(looked[0], name, read, rng)])
-        roles.append(RoleFlow(role=name, words=shown, peak=int(effects_LB.mean(1).argmin()), points=points))
-    result = Flow(to=spec.to, window=spec.window, probability=float(before.mean()), roles=roles, prompts=len(looked))
+        roles.append(RoleFlow(role=name, words=shown, peak=layers[int(effects_LB.mean(1).argmin())], points=points))
+    result = Flow(to=spec.to, window=window, probability=float(before.mean()), roles=roles, prompts=len(looked))
     named = [one for one in roles if one.role in read and one.role != REST]  # random words are drawn from the rest
-    best = min(named, key=lambda one: one.points[one.peak].effect.mean)
+    best = min(named, key=lambda one: min(point.effect.mean for point in one.points))
+    tested = [prompt for prompt in tested if 0 < len(prompt.roles.get(best.role, ())) <= len(prompt.roles[REST])]
+    if len(tested) < FEWEST:  # too few other words to block as many
+        return result, None
     without = np.array(_probabilities(model, tested, [() for _ in tested]))
     effect = _effects(model, tested, without, best.role, best.peak, spec, rng)
     control = [_effects(model, tested, without, RANDOM, best.peak, spec, rng, best.role) for _ in range(spec.controls)]
@@ -153,8 +169,8 @@ def _effects(
     rng: random.Random, like: str | None = None,
 ) -> np.ndarray:
     """Relative change of each prompt's probability with attention to a role blocked in one window, [B]."""
-    start = max(0, layer - spec.window // 2)
-    window = range(start, min(model.n_layers, start + spec.window))
+    width = min(spec.window, model.n_layers)
+    window = range(layer - width // 2, layer - width // 2 + width)
     read = [like] if like else [next(n for n in prompts[0].roles if n not in (FIRST, REST))]
     edits = []
     for prompt in prompts:

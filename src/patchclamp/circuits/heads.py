@@ -15,6 +15,7 @@ Shape suffixes: B prompts, H heads, T reading tokens, S tokens read, E head widt
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 CLEAR = {"looks": 0.2, "copies": 0.5, "before": 0.4, "again": 0.3}
 """From where on a share counts as clear."""
 FIRST_FEW = 5
+LEAST_OTHERS = 12
+"""Heads without a label that those with one are compared with, where there are fewer of these."""
 
 
 class HeadsSpec(TaskSpec):
@@ -80,6 +83,8 @@ class Heads(Result):
     logit_difference: float
     total: int
     """Heads of the model."""
+    prompts: int
+    """Pairs that everything is a mean over."""
 
     def table(self) -> pandas.DataFrame:
         """One row a head."""
@@ -102,38 +107,47 @@ class Heads(Result):
 def read_heads(model: Model, spec: HeadsSpec, progress: Progress) -> Outcome:
     """Say what each head does in a task: its effect, where it looks, what it copies, and a label where that is clear.
 
-    The verdict asks whether the heads that got a label change the answer more than those that got none.
+    The verdict asks whether the heads that got a label change the answer more, on prompts that the labels were not
+    given on, than others do.
     """
-    pairs = material(model, spec).search
+    found = material(model, spec)
+    pairs = found.search
     require_preferred(logit_differences(model, pairs), spec)
-    effects_BLH, clean = _effects(model, pairs, progress)
+    layers, units = range(model.n_layers), range(model.n_heads)
+    effects_BX, clean = _effects(model, pairs, [f"head.{layer}.{unit}" for layer in layers for unit in units], progress)
+    effects_BLH = effects_BX.reshape(len(pairs), model.n_layers, model.n_heads)
     seen = [_Seen(model, pair) for pair in progress.track(pairs, "reading heads", len(pairs))]
     rows = [_row(seen, effects_BLH, layer, unit, spec.seed)
-            for layer in range(model.n_layers) for unit in range(model.n_heads)]
+            for layer in layers for unit in units]
     rows.sort(key=lambda row: -abs(row.effect.mean))
-    result = Heads(heads=rows[: spec.top], logit_difference=clean, total=len(rows))
-    return result, _verdict(rows, spec.seed)
+    result = Heads(heads=rows[: spec.top], logit_difference=clean, total=len(rows), prompts=len(pairs))
+    return result, _verdict(model, rows, found.heldout[: len(pairs)], spec, progress)
 
 
-def _verdict(rows: Sequence[HeadRow], seed: int) -> Verdict | None:
-    labelled = [abs(row.effect.mean) for row in rows if row.label]
-    others = [abs(row.effect.mean) for row in rows if not row.label]
+def _verdict(
+    model: Model, rows: Sequence[HeadRow], heldout: Sequence[ReadyPair], spec: HeadsSpec, progress: Progress
+) -> Verdict | None:
+    """Labelled heads against others, both on prompts that no label was given on."""
+    labelled, others = ([row.head for row in rows if bool(row.label) == which] for which in (True, False))
     if not labelled or not others:
         return None
-    return judge(labelled, others, direction="greater", seed=seed,
+    drawn = random.Random(spec.seed).sample(others, min(len(others), max(len(labelled), LEAST_OTHERS)))
+    effects_BX, _ = _effects(model, heldout, [*labelled, *drawn], progress)
+    size_X = np.abs(effects_BX.mean(0))
+    return judge(size_X[: len(labelled)], size_X[len(labelled) :], direction="greater", seed=spec.seed,
                  claim=f"the {len(labelled)} heads with a label do the task (absolute change of the logit difference "
-                       f"without one, against the {len(others)} others)")
+                       f"without one on {len(heldout)} other prompts, against {len(drawn)} heads without a label)")
 
 
-def _effects(model: Model, pairs: Sequence[ReadyPair], progress: Progress) -> tuple[np.ndarray, float]:
-    """Change of m with each head's output from the corrupted prompt, [B, L, H], and the mean m."""
-    sites = [f"head.{layer}.{unit}" for layer in range(model.n_layers) for unit in range(model.n_heads)]
+def _effects(
+    model: Model, pairs: Sequence[ReadyPair], sites: Sequence[str], progress: Progress
+) -> tuple[np.ndarray, float]:
+    """Change of m with each head's output from the corrupted prompt, [B, sites], and the mean m."""
     rows = [(pair.clean, edits, [Readout.logit_difference(*pair.choice)]) for pair in pairs
             for edits in ([], *([Edit.swap(site, pair.corrupted)] for site in sites))]
     values = np.array([float(v[0]) for v in model.execute(Plan.of(rows), track=progress.track)])
     values = values.reshape(len(pairs), 1 + len(sites))
-    changes = values[:, 1:] - values[:, :1]
-    return changes.reshape(len(pairs), model.n_layers, model.n_heads), float(values[:, 0].mean())
+    return values[:, 1:] - values[:, :1], float(values[:, 0].mean())
 
 
 class _Seen:

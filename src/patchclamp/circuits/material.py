@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, model_validator
 
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.pairruns import Ablation
+from patchclamp.circuits.references import Ablation
 from patchclamp.circuits.runs import Runs
 from patchclamp.errors import PromptError, SpecError
 from patchclamp.evidence.cli_hints import Positional
@@ -24,9 +24,12 @@ from patchclamp.tasks.rows import PairRow
 
 if TYPE_CHECKING:
     from patchclamp.forward import Model
+    from patchclamp.model.tokens import Encoded
 
 SOLVED = 0.6
 """Share of pairs that a model has to answer rightly for its circuit to mean something."""
+LEAST_SPAN = 0.1
+"""Of the mean logit difference, between the whole model and every edge cut."""
 FEWEST = 4
 LAST, REST = "last", "other words"
 """Tokens without a role."""
@@ -44,7 +47,8 @@ class PairsSpec(Spec):
     templates: int = Field(2, ge=1)
     """On how many of the task's templates to look; the others are for testing."""
     heldout: int = Field(16, ge=FEWEST)
-    """Pairs to test on, with other words in the same templates; as many in the templates not looked on."""
+    """Pairs to test on, the same templates with other combinations of words; as many in templates not looked on."""
+
     @property
     def what(self) -> str:
         """The task in a word."""
@@ -112,11 +116,12 @@ class Material:
 
     search: list[ReadyPair]
     heldout: list[ReadyPair]
-    """The same templates, other words."""
+    """The same templates, other combinations of words."""
     others: list[ReadyPair]
     """Templates that were not looked on; none of a file's."""
     skipped: int
-    """Pairs whose prompts are not equally long in this model's tokens, or whose answers begin alike."""
+    """Pairs whose prompts do not match token by token in this model's tokens, or whose answers begin alike; of a file
+    those that come again."""
 
 
 def material(model: Model, spec: PairsSpec) -> Material:
@@ -147,10 +152,12 @@ def _of_file(model: Model, spec: PairsSpec) -> Material:
             ready.append(make_ready(model, pair))
         except PromptError as error:
             raise SpecError(f"{spec.pairs}, row {number}: {error}") from error
-    if len(ready) < 2 * FEWEST:
-        raise SpecError(f"{spec.pairs} has {len(ready)} pairs; {FEWEST} are needed to look on and {FEWEST} to test on")
-    n = min(spec.prompts, len(ready) // 2)
-    return Material(ready[:n], ready[n : n + spec.heldout], [], 0)
+    different = list({frozenset((one.clean, one.corrupted)): one for one in reversed(ready)}.values())[::-1]
+    if len(different) < 2 * FEWEST:
+        raise SpecError(f"{spec.pairs} has {len(different)} different pairs; {FEWEST} are needed to look on and "
+                        f"{FEWEST} to test on")
+    n = min(spec.prompts, len(different) // 2)
+    return Material(different[:n], different[n : n + spec.heldout], [], len(ready) - len(different))
 
 
 def _suiting(model: Model, pairs: Iterable[CircuitPair]) -> tuple[list[ReadyPair], int]:
@@ -177,10 +184,20 @@ def make_ready(model: Model, pair: CircuitPair) -> ReadyPair:
     if answer == distractor:
         raise PromptError(f"{pair.answer!r} and {pair.distractor!r} begin with the same token {model.say(answer)!r}, "
                           "whose logit says nothing about which of them it is")
-    roles = {name: tuple(range(clean.token_ending(pair.clean, first + 1), clean.token_ending(pair.clean, behind) + 1))
-             for name, (first, behind) in pair.roles.items()}
+    roles = {name: _tokens_of(clean, pair.clean, place) for name, place in pair.roles.items()}
+    if any(_tokens_of(corrupted, pair.corrupted, place) != roles[name] for name, place in pair.counterparts.items()):
+        raise PromptError(f"the words that play a part do not stand at the same tokens in {pair.clean!r} and "
+                          f"{pair.corrupted!r}")
     differs = tuple(i for i, (a, b) in enumerate(zip(clean.ids, corrupted.ids, strict=True)) if a != b)
     return ReadyPair(pair, clean.ids, corrupted.ids, (answer, distractor), roles or {"what differs": differs})
+
+
+def _tokens_of(encoded: Encoded, text: str, place: tuple[int, int]) -> tuple[int, ...]:
+    """The tokens of the characters of a place."""
+    first, behind = place
+    if not 0 <= first < behind <= len(text):
+        raise PromptError(f"characters {first} to {behind} are not in {text!r}")
+    return tuple(range(encoded.token_ending(text, first + 1), encoded.token_ending(text, behind) + 1))
 
 
 def _first_token(model: Model, text: str) -> int:
@@ -225,12 +242,16 @@ def logit_differences(model: Model, pairs: Sequence[ReadyPair], corrupted: bool 
 def require_solved(runs: Runs, spec: TaskSpec) -> float:
     """The same, and SpecError if the prompts do not differ in what they say about the answer."""
     share = require_preferred(runs.clean_B.tolist(), spec)
-    span = float(runs.clean_B.mean() - runs.corrupted_B.mean())
-    if span < 0.1:
-        raise SpecError(f"the mean logit difference is {float(runs.clean_B.mean()):.2f} on the clean prompts and "
+    require_span(runs, "prompts")
+    return share
+
+
+def require_span(runs: Runs, which: str) -> None:
+    """SpecError if the prompts do not differ in what they say about the answer."""
+    if runs.span < LEAST_SPAN:
+        raise SpecError(f"the mean logit difference is {float(runs.clean_B.mean()):.2f} on the clean {which} and "
                         f"{float(runs.corrupted_B.mean()):.2f} with every edge cut: there is nothing that a circuit "
                         "could carry")
-    return share
 
 
 def example_pairs(pairs: Sequence[ReadyPair], n: int | None = None) -> list[PromptPair]:

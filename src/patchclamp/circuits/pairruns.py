@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from patchclamp.circuits.memory import Parts
+from patchclamp.circuits.references import Ablation, reference_of
 from patchclamp.circuits.subgraphs import Known, SubgraphPass, behind, slopes, unit_slopes
 from patchclamp.circuits.wiring import Visit, Wiring, prove
 from patchclamp.model.tap import Tap
@@ -28,10 +29,6 @@ ROW_TOKENS = 4096
 """Rows times tokens in one pass."""
 HELD = 2**28
 """Numbers that the sources of one pass may write: 1 GB in float32."""
-
-Ablation = Literal["resample", "mean", "mean-per-position", "zero"]
-"""What a cut edge carries: what its source wrote on the corrupted prompt; the mean of that over prompts and tokens, or
-over prompts of the same length at the same token; nothing."""
 
 Track = Callable[[Iterable[Any], str, int | None], Iterator[Any]]
 
@@ -70,16 +67,22 @@ class PairRuns:
         self.units: dict[int, Tensor] = {}
         """By block, what the units of its MLP are in the reference, [B, T, units]; what `with_units` takes apart."""
         self._other_BT = other_BT
-        self.role_BT = None if roles is None else torch.tensor(roles)[:, self.start :]
+        self.role_BT = None if roles is None else torch.tensor(roles, device=device)[:, self.start :]
         with torch.no_grad(), model.in_turn():
             self.prefix = wiring.prefix(self.ids_BT, self.start)
             whole, other = self._whole(self.ids_BT, proved=True), self._whole(other_BT)
             self.entered, self.last_BD = whole.entered, whole.last
             self.clean_B, self.corrupted_B = self.measure(whole.last), self.measure(other.last)
-            self.reference_BSTD = _reference(other.wrote, ablation)
-            self.delta_BSTD = whole.wrote - self.reference_BSTD
-            self.start_BTD, self.ending_BTD = self._starts(whole)
-        if ablation != "resample":
+        self._clean = whole if ablation == "mean" else None  # a mean may turn out to be over other lengths, too
+        self.refer_to(reference_of(other.wrote, ablation), whole)
+
+    def refer_to(self, reference_BSTD: Tensor, clean: _Whole | None = None) -> None:
+        """Have cut edges carry this."""
+        clean = clean or self._clean
+        assert clean is not None
+        self.reference_BSTD, self.delta_BSTD = reference_BSTD, clean.wrote - reference_BSTD
+        self.start_BTD, self.ending_BTD = self._starts(clean)
+        if self.ablation != "resample":
             self.corrupted_B = self.subgraphs(torch.zeros_like(self.graph.edges)[None])[0]
 
     def _first_difference(self, other_BT: Tensor) -> int:
@@ -288,7 +291,8 @@ class PairRuns:
             (visit.before if tap.side == "in" else visit.after)[tap.module].append(partial(keep, layer=layer))
         with self.model.in_turn():
             self.wiring.pass_through(self._other_BT[:, self.start :], visit, self.prefix)
-        self.units = {layer: _reference(there_BTU[:, None], self.ablation)[:, 0] for layer, there_BTU in found.items()}
+        self.units = {layer: reference_of(there_BTU[:, None], self.ablation)[:, 0]
+                      for layer, there_BTU in found.items()}
 
     @torch.no_grad()
     def with_units(self, kept_NS: Tensor, units: dict[int, Tensor]) -> Tensor:
@@ -336,13 +340,3 @@ def _computed(kept_MNS: Tensor) -> list[int]:
     """Sources of connected subgraphs but the embeddings."""
     whole_MNS = kept_MNS if kept_MNS.dim() == 3 else kept_MNS.any(-1)
     return [s for s in whole_MNS.any(0).any(0).nonzero()[:, 0].tolist() if s]
-
-
-def _reference(wrote_BSTD: Tensor, ablation: Ablation) -> Tensor:
-    """What cut edges carry, of what the sources wrote in the corrupted runs."""
-    if ablation == "resample":
-        return wrote_BSTD
-    if ablation == "zero":
-        return torch.zeros_like(wrote_BSTD)
-    mean = wrote_BSTD.mean((0, 2) if ablation == "mean" else 0, keepdim=True)
-    return mean.expand_as(wrote_BSTD).contiguous()

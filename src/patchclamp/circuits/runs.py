@@ -13,8 +13,12 @@ from torch import Tensor
 
 from patchclamp.circuits.attribution import attribution
 from patchclamp.circuits.graph import Graph
-from patchclamp.circuits.pairruns import HELD, Ablation, PairRuns, Track
+from patchclamp.circuits.pairruns import HELD, PairRuns, Track
+from patchclamp.circuits.references import Ablation, pooled
 from patchclamp.circuits.wiring import Wiring
+from patchclamp.errors import SpecError
+from patchclamp.evidence.bootstrap import bootstrap_ratio
+from patchclamp.evidence.verdict import Interval
 
 if TYPE_CHECKING:
     from patchclamp.forward.model import Model
@@ -39,18 +43,25 @@ class Runs:
         wiring = Wiring(model.anatomy, graph)
         self.graph = graph
         alike = [[i for i, ids in enumerate(clean) if len(ids) == n] for n in sorted({len(ids) for ids in clean})]
+        if ablation == "mean-per-position" and (alone := [ids for ids in alike if len(ids) < 2]):
+            raise SpecError(f"{len(alone)} prompts are the only ones of their length, and their mean at a token is "
+                            "what they are themselves; give pairs of fewer lengths, or --ablation mean")
         most = [_most(model, graph, len(clean[mine[0]])) if ablation in ("resample", "zero") else len(mine)
                 for mine in alike]  # a mean is over all of them
         self.order = [mine[i : i + n] for mine, n in zip(alike, most, strict=True) for i in range(0, len(mine), n)]
         self.groups = [PairRuns(model, wiring, [clean[i] for i in mine], [corrupted[i] for i in mine],
                                 [choices[i] for i in mine], ablation, roles and [roles[i] for i in mine])
                        for mine in self.order]
+        if ablation == "mean" and len(self.groups) > 1:  # over all prompts, not those of one length
+            pooled_STD = pooled([group.reference_BSTD for group in self.groups])
+            for group in self.groups:
+                group.refer_to(pooled_STD.expand_as(group.reference_BSTD).contiguous())
         self.clean_B = self._in_order([group.clean_B for group in self.groups])
         self.corrupted_B = self._in_order([group.corrupted_B for group in self.groups])
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Numbers of the groups' prompts [..., B], in the order of the pairs."""
-        joined = torch.cat(list(parts), -1)
+        joined = torch.cat(list(parts), -1).cpu()
         return joined[..., torch.argsort(torch.tensor([i for mine in self.order for i in mine]))]
 
     def attribution(self, steps: int = 0, frozen: bool = False) -> Tensor:
@@ -88,14 +99,19 @@ class Runs:
         self, parts: Sequence[tuple[Tensor, dict[int, Tensor]]]
     ) -> tuple[float, dict[int, Tensor]]:
         """F, and the groups' gradients of the sum of m as gradients of F."""
-        span = float((self.clean_B - self.corrupted_B).mean()) * len(self.clean_B)
+        span = self.span * len(self.clean_B)
         f = self.faithfulness_of(self._in_order([m_B for m_B, _ in parts])[None])[0]
-        return f, {name: torch.stack([slope[name] for _, slope in parts]).sum(0) / span for name in parts[0][1]}
+        return f, {name: torch.stack([slope[name].cpu() for _, slope in parts]).sum(0) / span for name in parts[0][1]}
 
     def take_apart(self, point: str, layers: Sequence[int]) -> None:
         """Have the MLPs of some blocks ready unit by unit: `neuron`, or a feature point of an autoencoder."""
         for group in self.groups:
             group.take_apart(point, layers)
+        if self.groups[0].ablation == "mean" and len(self.groups) > 1:
+            for layer in layers:
+                pooled_TU = pooled([group.units[layer] for group in self.groups])
+                for group in self.groups:
+                    group.units[layer] = pooled_TU.expand_as(group.units[layer]).contiguous()
 
     def with_units(self, kept_NS: Tensor, units: dict[int, Tensor]) -> Tensor:
         """m [M, B] of one subgraph with some of its MLPs' units kept, by block [M, units]."""
@@ -109,6 +125,20 @@ class Runs:
         """By prompt, how far m is from the corrupted run's, as a share of the mean such distance of the whole model: F
         is the mean of it."""
         return (m_MB - self.corrupted_B) / (self.clean_B - self.corrupted_B).mean()
+
+    def interval(self, gap_B: Tensor, seed: int) -> Interval:
+        """Σ of some difference of m over Σ of that between the whole model and the corrupted run: of m - m(corrupted)
+        it is F. Prompts are drawn anew for both sums."""
+        return bootstrap_ratio(gap_B, self.clean_B - self.corrupted_B, seed)
+
+    def faithfulness_interval(self, m_B: Tensor, seed: int) -> Interval:
+        """F of one subgraph's m."""
+        return self.interval(m_B - self.corrupted_B, seed)
+
+    @property
+    def span(self) -> float:
+        """How far the corrupted prompts move the mean logit difference."""
+        return float((self.clean_B - self.corrupted_B).mean())
 
     def faithfulness_of(self, m_MB: Tensor) -> list[float]:
         """F of each line: 1 for the whole model's mean m, 0 for the corrupted one."""

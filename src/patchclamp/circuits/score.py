@@ -92,10 +92,10 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
     """Score every edge of the model for one task: by how much the logit difference changes when the edge is cut.
 
     The verdict asks whether the edges of the largest scores change the answer more than random edges do, both cut
-    exactly.
+    exactly, on prompts that were not scored on.
     """
     graph, found = Graph.of(model.anatomy, spec.grouped), material(model, spec)
-    runs = runs_of(model, graph, found.search, spec.ablation)
+    runs, heldout = (runs_of(model, graph, pairs, spec.ablation) for pairs in (found.search, found.heldout))
     solved = require_solved(runs, spec)
     mean_NS = scored(runs, spec.method, spec.steps, progress).mean(-1)
     every = graph.edges.nonzero()
@@ -105,8 +105,8 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
     shuffled = torch.randperm(len(every), generator=torch.Generator().manual_seed(spec.seed))
     some = [(int(d), int(s)) for d, s in every[shuffled[:half]]]
     checked = [*top[:half], *some]
-    exact_E = (runs.some_edges(checked, progress.track) - runs.clean_B).mean(-1)
-    exact = dict(zip(checked, exact_E.tolist(), strict=True))
+    exact, tested = (dict(zip(checked, (one.some_edges(checked, progress.track) - one.clean_B).mean(-1).tolist(),
+                              strict=True)) for one in (runs, heldout))
     edges = [EdgeScore(edge=graph.name(*edge), score=float(mean_NS[edge]), exact=exact.get(edge),
                        chosen="top" if edge in top else "random") for edge in dict.fromkeys([*top, *some])]
     result = EdgeScores(
@@ -115,10 +115,10 @@ def score_edges(model: Model, spec: ScoreSpec, progress: Progress) -> Outcome:
         correlation=_agreement(mean_NS, exact, some) if spec.method != "exact" else None,
         correlation_top=_agreement(mean_NS, exact, top[:half]) if spec.method != "exact" else None, edges=edges)
     verdict = judge(
-        [abs(exact[edge]) for edge in top[:half]], [abs(exact[edge]) for edge in some], direction="greater",
+        [abs(tested[edge]) for edge in top[:half]], [abs(tested[edge]) for edge in some], direction="greater",
         seed=spec.seed,
-        claim=f"the edges that {spec.method} ranks first carry the answer (change of the logit difference when one is "
-              "cut exactly, against random edges)")
+        claim=f"the edges that {spec.method} ranks first carry the answer (change of the logit difference on other "
+              "prompts when one is cut exactly, against random edges)")
     return result, verdict
 
 

@@ -127,7 +127,7 @@ def optimised(runs: Runs, penalty: float, track: Track | None = None) -> Tensor:
     for _ in track(range(MASK_STEPS), "optimising masks", MASK_STEPS) if track else range(MASK_STEPS):
         f, slope_NS = runs.slopes(weights.detach())
         direction = -1.0 if f < 1 else 1.0
-        weights.grad = (direction * slope_NS + penalty) * runs.graph.edges
+        weights.grad = ((direction * slope_NS + penalty) * runs.graph.edges).to(weights)
         adam.step()
         with torch.no_grad():
             weights.clamp_(0, 1)

@@ -84,11 +84,16 @@ def show_circuit(model: Model, spec: ShowSpec, progress: Progress) -> Outcome:
     certificate.require(model)
     if spec.dot is not None and not spec.dot.absolute().parent.is_dir():
         raise SpecError(f"--dot {spec.dot}: there is no folder {spec.dot.absolute().parent}")
+    if spec.dot is not None and spec.dot.is_dir():
+        raise SpecError(f"--dot {spec.dot} is a folder; give a file in it")
     graph = Graph.of(model.anatomy, certificate.grouped)
     for part in (certificate, certificate.roles):
         if part is not None:
             part.kept(graph)  # says what is no edge of this model
     drawing = drawn(certificate, graph)
+    if not drawing.lines:
+        raise SpecError(f"of the {len(certificate.edges)} edges of the certificate none leads to the logits: there is "
+                        "nothing to draw")
     if spec.dot is not None:
         try:
             write_atomically(spec.dot, as_dot(drawing, f"{certificate.task}, {certificate.model}"))

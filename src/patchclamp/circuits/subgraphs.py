@@ -243,7 +243,7 @@ def slopes(runs: PairRuns, weights_NS: Tensor, singly: bool = False) -> tuple[Te
             known = Known(torch.tensor([0]), runs.delta_BSTD[prompts, :1])
             m_B = SubgraphPass(runs, leaf_MNS, computed, known, prompts).measured()[0]
             (gradient,) = torch.autograd.grad(m_B.sum(), leaf_MNS)
-        return m_B.detach(), gradient[0] * runs.graph.edges
+        return m_B.detach(), gradient[0].cpu() * runs.graph.edges
 
     found = runs.parts.run(runs.n_prompts, 1 if singly else max(1, GRADED // each), part)
     gradients = torch.stack([slope_NS for _, slope_NS in found], -1)

@@ -7,16 +7,21 @@ circuits" (arXiv 2403.19647), with exact pruning behind the attribution.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from patchclamp.circuits.pairruns import Track
 from patchclamp.circuits.runs import Runs
 from patchclamp.circuits.search import Prunable, holds, thinned
 from patchclamp.errors import SpecError
-from patchclamp.evidence.bootstrap import bootstrap_mean
 from patchclamp.evidence.method import Part
 from patchclamp.evidence.verdict import Interval
+from patchclamp.model.anatomy import Anatomy
 
 
 class CertifiedUnit(Part):
@@ -28,17 +33,52 @@ class CertifiedUnit(Part):
     """What the circuit's faithfulness loses without it, over the prompts looked on."""
 
 
+UNIT = re.compile(r"(neuron|feature(?::[^.@\s]+)?)\.(\d+)\.(\d+)")
+
+
+def once(names: Sequence[Hashable], what: str) -> None:
+    """ValueError if something comes twice."""
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"the {what} {twice[0]} comes twice")
+
+
 class UnitCircuit(Part):
     """The units that a circuit's MLPs need."""
 
     point: str
-    total: int
+    total: int = Field(ge=1)
     """Units of the circuit's MLPs."""
+    autoencoders: dict[int, str] = Field(default_factory=dict)
+    """Of features, by block the sha256 of the autoencoder they belong to."""
     units: list[CertifiedUnit]
     faithfulness: Interval
     """Of the circuit with these units alone, over the prompts looked on."""
     heldout: Interval
     minimal: bool
+
+    @model_validator(mode="after")
+    def _are_units(self) -> UnitCircuit:
+        for one in self.units:
+            found = UNIT.fullmatch(one.unit)
+            if found is None or found[1] != self.point:
+                raise ValueError(f"{one.unit!r} is no unit of the kind {self.point}, such as {self.point}.17.345")
+        once([one.unit for one in self.units], "unit")
+        return self
+
+    def require(self, anatomy: Anatomy) -> None:
+        """SpecError unless the model has these units, of the same autoencoders."""
+        for layer, units in self.kept().items():
+            if layer >= anatomy.n_layers or not anatomy.has(self.point, layer):
+                raise SpecError(f"the certificate names units {self.point}.{layer}, and the model has none; features "
+                                "need their autoencoders attached (--model NAME+sae=FOLDER)")
+            if max(units) >= (n := anatomy.n_units(self.point, layer)):
+                raise SpecError(f"the certificate names {self.point}.{layer}.{max(units)}, and the last one there is "
+                                f"{n - 1}")
+        if self.autoencoders and self.autoencoders != (now := fingerprints(anatomy, self.point, self.autoencoders)):
+            other = next(layer for layer, found in self.autoencoders.items() if now.get(layer) != found)
+            raise SpecError(f"the certificate's features of block {other} are of another autoencoder than the one that "
+                            "is attached; attach that one")
 
     def kept(self) -> dict[int, list[int]]:
         """Units by block."""
@@ -49,17 +89,28 @@ class UnitCircuit(Part):
         return found
 
 
-def mlps_of(runs: Runs, kept_NS: Tensor, point: str) -> list[int]:
-    """Blocks whose MLP a subgraph has, and of which there are such units. SpecError if there is none."""
-    used_S, anatomy = runs.graph.connected(kept_NS).any(0), runs.groups[0].model.anatomy
-    mlps = [layer for layer in range(runs.graph.n_layers) if used_S[runs.graph.mlp(layer)]]
-    found = [layer for layer in mlps if anatomy.has(point, layer)
+def apart(anatomy: Anatomy, point: str) -> list[int]:
+    """Blocks whose MLP can be taken apart into units of a kind. SpecError if there is none."""
+    found = [layer for layer in range(anatomy.n_layers) if anatomy.has(point, layer)
              and (point == "neuron" or anatomy.base_point(point, layer) == "mlp")]
     if not found:
-        raise SpecError(f"there are no units {point} to take the circuit's MLPs apart into: it has the MLPs of blocks "
-                        f"{', '.join(map(str, mlps)) or 'none'}; features need autoencoders of the sites mlp.L there "
-                        "(--model NAME+sae=FOLDER)")
+        raise SpecError(f"the model's MLPs cannot be taken apart into units {point}: features need autoencoders of the "
+                        "sites mlp.L (--model NAME+sae=FOLDER), neurons MLPs that are no mixture of experts")
     return found
+
+
+def fingerprints(anatomy: Anatomy, point: str, layers: Iterable[int]) -> dict[int, str]:
+    """By block, the sha256 of the autoencoder whose features are meant; none of neurons."""
+    if point == "neuron":
+        return {}
+    return {layer: str(getattr(anatomy.codec(point, layer)[0], "fingerprint", "")) for layer in layers
+            if anatomy.has(point, layer)}
+
+
+def mlps_of(runs: Runs, kept_NS: Tensor, point: str) -> list[int]:
+    """Blocks whose MLP a subgraph has and that can be taken apart into such units."""
+    used_S, anatomy = runs.graph.connected(kept_NS).any(0), runs.groups[0].model.anatomy
+    return [layer for layer in apart(anatomy, point) if used_S[runs.graph.mlp(layer)]]
 
 
 def prune_units(runs: Runs, kept_NS: Tensor, bound: float, track: Track | None = None) -> dict[int, list[int]]:
@@ -100,10 +151,12 @@ def certify_units(
     places = [(layer, unit) for layer in sizes for unit in sorted(units.get(layer, []))]  # in the order of `kept_U`
     several_MU = kept_U.repeat(1 + len(places), 1)
     several_MU[torch.arange(1, 1 + len(places)), kept_U.nonzero()[:, 0]] = False
-    whole_B, *without = runs.each_faithfulness(runs.with_units(kept_NS, by_block(several_MU, sizes))).unbind(0)
-    heldout_B = on_heldout.each_faithfulness(on_heldout.with_units(kept_NS, by_block(kept_U[None], sizes)))[0]
+    m_MB = runs.with_units(kept_NS, by_block(several_MU, sizes))
+    (heldout_B,) = on_heldout.with_units(kept_NS, by_block(kept_U[None], sizes))
     return UnitCircuit(
-        point=point, total=len(kept_U), faithfulness=bootstrap_mean(whole_B, seed),
-        heldout=bootstrap_mean(heldout_B, seed), minimal=not any(holds(float(one.mean()), bound) for one in without),
-        units=[CertifiedUnit(unit=f"{point}.{layer}.{unit}", effect=bootstrap_mean(whole_B - less_B, seed))
-               for (layer, unit), less_B in zip(places, without, strict=True)])
+        point=point, total=len(kept_U), autoencoders=fingerprints(runs.groups[0].model.anatomy, point, sizes),
+        faithfulness=runs.faithfulness_interval(m_MB[0], seed),
+        heldout=on_heldout.faithfulness_interval(heldout_B, seed),
+        minimal=not any(holds(f, bound) for f in runs.faithfulness_of(m_MB[1:])),
+        units=[CertifiedUnit(unit=f"{point}.{layer}.{unit}", effect=runs.interval(m_MB[0] - less_B, seed))
+               for (layer, unit), less_B in zip(places, m_MB[1:], strict=True)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -10,6 +12,7 @@ from pydantic import Field
 from patchclamp.circuits.certificate import Certificate, certify
 from patchclamp.circuits.graph import Graph
 from patchclamp.circuits.material import runs_of
+from patchclamp.circuits.search import holds
 from patchclamp.evidence.cli_hints import Positional
 from patchclamp.evidence.method import Outcome, Part, Progress, Result, Spec, method
 from patchclamp.evidence.verdict import Interval, judge
@@ -26,7 +29,7 @@ class VerifySpec(Spec):
 
     certificate: Annotated[DataFile, Positional()]
     """A certificate's file, or the folder that circuits find wrote it in."""
-    tolerance: float = Field(1e-3, gt=0)
+    tolerance: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """How far a number may be from the certificate's."""
 
 
@@ -42,10 +45,13 @@ class Verified(Result):
     """The certificate's numbers beside those measured now."""
 
     holds: bool
-    """Whether all of them are as near as the tolerance asks, and the circuit keeps its bound and is minimal if the
-    certificate says so."""
+    """Whether all of them are as near as the tolerance asks, the circuit keeps its bound, with its roles and units too,
+    and all that is said to be minimal is."""
     largest_deviation: float
     minimal: bool
+    keeps_bound: bool
+    wrong: list[str]
+    """What else is not as certified."""
     numbers: list[Checked]
 
     def table(self) -> pandas.DataFrame:
@@ -75,34 +81,47 @@ def verify_circuit(model: Model, spec: VerifySpec, progress: Progress) -> Outcom
     by_role = (old.roles.names, old.roles.kept(graph)) if old.roles else None
     runs = runs_of(model, graph, search, old.ablation, by_role and by_role[0])
     new = certify(model, old.kept(graph), (search, runs), old.ready(model, old.heldout),
-                  old.ready(model, old.others) if old.others else [], old.task, old.bound, old.ablation, spec.seed,
+                  old.ready(model, old.others) if old.others else [], old.task, old.bound, old.ablation, old.seed,
                   by_role, (old.units.point, old.units.kept()) if old.units else None)
-    numbers = [Checked(name=name, certified=a, measured=b) for (name, a), (_, b) in
-               zip(_numbers(old), _numbers(new), strict=True)]
+    certified, measured = dict(_leaves(old.model_dump())), dict(_leaves(new.model_dump()))
+    wrong = [f"{name}: {certified.get(name)} certified, {measured.get(name)} measured"
+             for name in dict.fromkeys([*certified, *measured])
+             if not _is_number(certified.get(name)) and certified.get(name) != measured.get(name)]
+    numbers = [Checked(name=name, certified=value, measured=measured[name]) for name, value in certified.items()
+               if _is_number(value) and _is_number(measured.get(name))]
     gaps = torch.tensor([abs(one.measured - one.certified) for one in numbers])
-    result = Verified(holds=bool((gaps <= spec.tolerance).all()) and new.minimal == old.minimal,
-                      largest_deviation=float(gaps.max()), minimal=new.minimal, numbers=numbers)
+    parts = [new.search, *(part for part in (new.roles, new.units) if part is not None)]
+    keeps = all(holds(part.faithfulness.mean, old.bound) for part in parts)
+    result = Verified(holds=bool((gaps <= spec.tolerance).all()) and keeps and not wrong, keeps_bound=keeps,
+                      largest_deviation=float(gaps.max()), minimal=new.minimal, wrong=wrong, numbers=numbers)
     verdict = judge(
         gaps, Interval(mean=spec.tolerance, low=spec.tolerance, high=spec.tolerance), direction="less",
         claim=f"the certificate of {old.task} holds (deviation of its {len(numbers)} numbers, against the tolerance)",
         seed=spec.seed)
     if not result.holds:
+        also = f"; {len(wrong)} other values are not as certified, the first is {wrong[0]}" if wrong else ""
         verdict = verdict.model_copy(update={
             "outcome": "not supported",
-            "reason": f"The largest deviation is {result.largest_deviation:.2g} (tolerance {spec.tolerance:g}) and the "
-                      f"circuit is {'' if new.minimal else 'not '}minimal, which does not support that the "
+            "reason": f"The largest deviation is {result.largest_deviation:.2g} (tolerance {spec.tolerance:g}), the "
+                      f"bound of {old.bound:g} is {'' if keeps else 'not '}kept{also}: that does not support that the "
                       f"certificate of {old.task} holds."})
     return result, verdict
 
 
-def _numbers(of: Certificate) -> list[tuple[str, float]]:
-    sets = [("search", of.search), ("held-out", of.heldout), *([("other templates", of.others)] if of.others else [])]
-    return [
-        *((f"{name}, {what}", value) for name, one in sets for what, value in (
-            ("logit difference", one.full), ("corrupted", one.corrupted), ("faithfulness", one.faithfulness.mean))),
-        ("completeness", of.completeness),
-        *((f"{one.edge}, loss", one.effect.mean) for one in of.edges),
-        *((f"{one.edge}, loss on held-out prompts", one.heldout.mean) for one in of.edges),
-        *((f"{one.unit}, loss", one.effect.mean) for one in (of.units.units if of.units else ())),
-        *((f"{one.edge} at {one.role}, loss", one.effect.mean) for one in (of.roles.edges if of.roles else ())),
-    ]
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All values of a certificate by name: edges and units by theirs, whatever their order; None for NaN."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key != "pairs":  # what is asked, not what is found
+                yield from _leaves(one, f"{path}, {key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            name = " at ".join(str(one[key]) for key in ("edge", "role", "unit") if key in one) if isinstance(
+                one, dict) else str(number)
+            yield from _leaves(one, f"{path}, {name}")
+    else:
+        yield path, None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float)

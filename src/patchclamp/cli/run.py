@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +100,8 @@ def show(record: Record) -> None:
 
 def check_places(options: RunOptions) -> None:
     """Raise InputError for an output that cannot be written, while that costs no run."""
+    from patchclamp.evidence.store import check_folder
+
     if options.out and options.no_record:
         raise SpecError("--out says where the record goes and --no-record that there is none; leave one out")
     for option, path, suffixes in (("--html", options.html, (".html",)), ("--png", options.png, (".png", ".svg"))):
@@ -110,21 +111,11 @@ def check_places(options: RunOptions) -> None:
             raise FileError(f"{option} {path}: the file's name has to end in {' or '.join(suffixes)}")
         if path.is_dir():
             raise FileError(f"{option} {path} is a folder; give a file in it")
-        _check_folder(option, path.absolute().parent)
+        check_folder(option, path.absolute().parent)
     if options.out:
-        _check_folder("--out", options.out.absolute())
+        check_folder("--out", options.out.absolute())
     elif not options.no_record:
         from patchclamp.evidence.store import FOLDER_VARIABLE, default_folder
 
         where = f"the store of records ({FOLDER_VARIABLE}; --no-record does without)"
-        _check_folder(where, default_folder().absolute())
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    """A folder that is missing will be made, so its nearest parent has to be writable."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise FileError(f"{option}: {folder} is a file; a folder is needed there")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileError(f"{option}: {folder} is not writable; choose another place")
+        check_folder(where, default_folder().absolute())

@@ -188,6 +188,17 @@ def default_folder() -> Path:
     return user_data_path("patchclamp", appauthor=False) / "runs"
 
 
+def check_folder(option: str, folder: Path) -> None:
+    """Raise FileError, naming the option, if nothing can be written into a folder. One that is missing will be made, so
+    its nearest parent has to be writable."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise FileError(f"{option}: {folder} is a file; a folder is needed there")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"{option}: {folder} is not writable; choose another place")
+
+
 def replay(record: Record, model: Model, progress: Progress | None = None) -> Replay:
     """Run `record`'s method with its spec on `model` and compare result and verdict, with no tolerance.
 

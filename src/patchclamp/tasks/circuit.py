@@ -25,6 +25,8 @@ from string import Formatter
 from patchclamp.errors import InputError
 
 Words = dict[str, str]
+TRIES = 20
+"""Draws for each pair that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class CircuitPair:
     """What the prompts are made from."""
     roles: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Where in `clean` the words stand that play a part in the task: first character, and the one behind the last."""
+    counterparts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The same in `corrupted`; in a model's tokens they have to stand at the same places."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +59,32 @@ class CircuitTask:
     """Words of the clean and of the corrupted prompt, answer and distractor."""
 
     def pairs(self, n: int, seed: int = 0, templates: tuple[str, ...] | None = None) -> Iterator[CircuitPair]:
-        """So many pairs, template after template, none of them twice. Ends early where there are no more."""
+        """So many pairs, template after template: no clean prompt twice, and no pair the other way round. Ends early
+        where there are no more."""
         rng = random.Random(f"{self.name} {seed}")
-        seen: set[str] = set()
-        chosen = templates or self.templates
-        for number in range(20 * n):
-            if len(seen) == n:
+        seen: set[str | frozenset[str]] = set()
+        chosen, found = templates or self.templates, 0
+        for _ in range(TRIES * n):
+            if found == n:
                 return
-            template = chosen[len(seen) % len(chosen)]
+            template = chosen[found % len(chosen)]
             clean, corrupted, answer, distractor = self.make(rng)
-            text, roles = filled(template, clean)
-            if text not in seen or number > 19 * n:
-                seen.add(text)
-                yield CircuitPair(text, filled(template, corrupted)[0], answer, distractor, template, roles)
+            (text, roles), (other, counterparts) = filled(template, clean), filled(template, corrupted)
+            if text not in seen and frozenset((text, other)) not in seen:
+                seen |= {text, frozenset((text, other))}
+                found += 1
+                yield CircuitPair(text, other, answer, distractor, template, roles, counterparts)
 
 
 def filled(template: str, words: Words) -> tuple[str, dict[str, tuple[int, int]]]:
-    """The template with its words, and where those of upper-case fields stand."""
+    """The template with its words, and where those of upper-case fields stand; the second time, as `NAME again`."""
     text, roles = "", {}
     for literal, name, _, _ in Formatter().parse(template):
         text += literal
         if name is not None:
             word = words[name]
             if name.isupper() or name[:-1].isupper():
-                roles[name] = (len(text), len(text) + len(word))
+                roles[f"{name} again" if name in roles else name] = (len(text), len(text) + len(word))
             text += word
     return text, roles
 
