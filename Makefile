@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: tour test lint bench docs models clean
+.PHONY: tour serve test lint bench docs models clean
 
 tour: models ## run the guided tour on real models and write tour/report.html
 	$(BIN)/patchclamp tour --out tour
+
+serve: models ## the workbench, in a browser on this machine
+	$(BIN)/patchclamp serve
 
 test: models ## all tests, in as many processes as there are cores
 	$(BIN)/python -m pytest -n auto

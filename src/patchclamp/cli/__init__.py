@@ -10,6 +10,7 @@
 | `terminal` | tables, JSON, progress                                            |
 | `runs`     | `patchclamp runs`: stored records                                 |
 | `models`   | `patchclamp models`: embedded models, checks                      |
+| `serve`    | `patchclamp serve`: the workbench                                 |
 """
 
 import sys

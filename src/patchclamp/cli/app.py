@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from patchclamp.cli.line import DEBUG, arrange
 from patchclamp.cli.models import models
 from patchclamp.cli.runs import runs
+from patchclamp.cli.serve import serve
 from patchclamp.cli.terminal import (
     NoReaderError,
     as_json_text,
@@ -104,9 +105,10 @@ def build_app(tokens: Sequence[str]) -> App:
     app.command(models)
     app.command(runs)
     app.command(tour)
+    app.command(serve)
     app.command(list_methods, name="methods")
     words = [token for token in tokens if token != DEBUG]
-    if words[:1] not in (["models"], ["runs"], ["methods"], ["tour"], ["--version"]):
+    if words[:1] not in (["models"], ["runs"], ["methods"], ["tour"], ["serve"], ["--version"]):
         add_methods(app, words)
     return app
 

@@ -124,7 +124,8 @@ def export(
     file: Annotated[
         Path,
         Parameter(
-            help="What to write: a .zip of everything, or the record as .json, .html, .png, .svg, .csv or .parquet."
+            help="What to write: a .zip of everything, or the record as .json, .html, .ipynb, .png, .svg, .csv or "
+            ".parquet."
         ),
     ],
     /,

@@ -33,7 +33,7 @@ else:
     # method.py imports this module. A record holds whatever subclass its method made.
     Result = Spec = BaseModel
 
-SUFFIXES = (".json", ".html", ".png", ".svg", ".csv", ".parquet")
+SUFFIXES = (".json", ".html", ".ipynb", ".png", ".svg", ".csv", ".parquet")
 """What a record can be saved as."""
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -120,7 +120,8 @@ class Record(BaseModel):
     def save(self, path: str | Path) -> Path:
         """Write the record as its suffix says, whole or not at all, and return the path.
 
-        `.json` is the record; `.html` one page with verdict, chart and table that needs no network; `.png`
+        `.json` is the record; `.html` one page with verdict, chart and table that needs no network; `.ipynb`
+        a notebook that asks the same question; `.png`
         and `.svg` are the chart; `.csv` and `.parquet` the table. Missing folders are made. Raises InputError
         for another suffix, or if there is no chart or table; StoreError when the disk will not have it.
         """
@@ -133,6 +134,10 @@ class Record(BaseModel):
             return (self.to_json(indent=1) + "\n").encode()
         if suffix == ".html":
             return page.record_page(self).encode()
+        if suffix == ".ipynb":
+            from patchclamp.evidence.notebook import notebook_of  # it needs the methods
+
+            return notebook_of(self).encode()
         if suffix == ".png":
             return page.chart_as(self, "png")
         if suffix == ".svg":

@@ -58,7 +58,7 @@ def client_of(request: Request) -> str:
 def question_of(bench: Workbench, values: dict[str, list[str]]) -> Question:
     """The question that parameters say, once the methods are imported."""
     bench.wait()
-    return read_question(values, bench.folders)
+    return read_question(values, bench.folders, bench.offered)
 
 
 @api.get("/status")
@@ -190,7 +190,7 @@ def models(request: Request) -> dict[str, Any]:
 def load(request: Request, asked: ModelAsked) -> dict[str, Any]:
     """Queue the loading of a model."""
     bench = bench_of(request)
-    ref = asked.ref if asked.ref in bench.offered else read_model(asked.ref, bench.folders)
+    ref = read_model(asked.ref, bench.folders, bench.offered)
     payload = {"ref": ref, "dtype": asked.dtype}
     return told(bench, bench.queue.submit("load", f"load {ref}", payload, client_of(request)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from patchclamp.evidence.code import saying
@@ -12,6 +12,8 @@ from patchclamp.evidence.options import Option, options_of, written
 Widget = Literal["check", "choice", "choices", "number", "file", "files", "lines", "json", "area", "text"]
 LONG = ("prompt", "prompts", "text", "clean", "corrupted", "passage", "beside", "question")
 """Fields whose text is rather a paragraph."""
+SHOWN = 5
+"""Fields that are shown at once, and all that have to be given."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Field:
     step: str = "any"
     none: str | None = None
     """The parameter that leaves the field unset."""
+    beyond: bool = False
+    """Whether it is one of the settings that most leave alone."""
 
     @property
     def label(self) -> str:
@@ -41,7 +45,8 @@ def fields_of(method: Method) -> list[Field]:
     """The method's fields, those that have to be given first."""
     properties = method.spec.model_json_schema(mode="validation")["properties"]
     fields = [_field(option, properties[option.field]) for option in options_of(method.spec, method.name)]
-    return sorted(fields, key=lambda field: (field.name == "seed", not field.required))
+    ordered = sorted(fields, key=lambda field: (field.name == "seed", not field.required))
+    return [replace(field, beyond=not field.required and place >= SHOWN) for place, field in enumerate(ordered)]
 
 
 def _field(option: Option, schema: dict[str, Any]) -> Field:

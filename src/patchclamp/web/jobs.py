@@ -122,7 +122,9 @@ class Queue:
         self.folder, self.work = folder, work
         self._changed = threading.Condition()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._waiting: OrderedDict[str, deque[str]] = OrderedDict()
+        self._waiting: dict[str, deque[str]] = {}
+        self._taken: dict[str, int] = {}
+        """When a job of each client was last taken, as a count."""
         self._cancelled: dict[str, threading.Event] = {}
         self._submitted: dict[str, deque[float]] = {}
         for job in sorted(self._read(), key=lambda job: job.created):
@@ -192,18 +194,16 @@ class Queue:
         mine.append(now)
 
     def _next(self) -> Job:
-        """The first job of the client whose turn it is, who then goes to the end of the line."""
+        """The first job of the client who has waited longest since one of theirs was taken."""
         with self._changed:
-            while True:
-                for client in list(self._waiting):
-                    line = self._waiting[client]
-                    if line:
-                        self._waiting.move_to_end(client)
-                        job = self._jobs[line.popleft()]
-                        self._move(job, "running")
-                        return job
-                    del self._waiting[client]
+            while not any(self._waiting.values()):
                 self._changed.wait()
+            lines = [name for name, line in self._waiting.items() if line]
+            client = min(lines, key=lambda name: self._taken.get(name, 0))
+            self._taken[client] = max(self._taken.values(), default=0) + 1
+            job = self._jobs[self._waiting[client].popleft()]
+            self._move(job, "running")
+            return job
 
     def _serve(self) -> None:
         while True:

@@ -31,8 +31,8 @@ PAGES: Mapping[str, Page] = {page.name: page for page in (
     Page("patch", ("circuits.patch", "lens.attention", "circuits.knockout", "forward.capture", "forward.generate")),
 )}
 
-OTHERS = ("models", "runs", "tour")
-"""Pages that ask no method by themselves."""
+NAVIGATION = ("models", *PAGES, "runs", "tour")
+"""All pages, in the order of the navigation."""
 
 
 def page_of(method: str) -> str:

@@ -66,9 +66,9 @@ def question_id(method: str, spec: dict[str, Any], model: str, dtype: str) -> st
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def read_question(given: Given, folders: Sequence[Path]) -> Question:
+def read_question(given: Given, folders: Sequence[Path], offered: Sequence[str] = ()) -> Question:
     """The question that an address or a form says. Raises SpecError for what is not a field or has no such value, and
-    FileError for a file outside `folders`."""
+    FileError for a file outside `folders`, or a model there that is not among those `offered`."""
     given = dict(given)
     method = get_method(_last(given.pop("method", ())) or "")
     model = _last(given.pop("model", ())) or DEFAULT_MODEL
@@ -81,13 +81,19 @@ def read_question(given: Given, folders: Sequence[Path]) -> Question:
         if option.held.path:
             for name in _texts(getattr(spec, _attribute(method.spec, option.field))):
                 check_inside(name, folders)
-    return Question(method, spec, NoModel.ref if method.load is load_nothing else read_model(model, folders), dtype)
+    ref = NoModel.ref if method.load is load_nothing else read_model(model, folders, offered)
+    return Question(method, spec, ref, dtype)
 
 
-def read_model(ref: str, folders: Sequence[Path]) -> str:
+def read_model(ref: str, folders: Sequence[Path], offered: Sequence[str] = ()) -> str:
     """A model's reference with the folders in it absolute; a name that is no folder here is an embedded model or one of
-    the Hub. FileError for a folder outside `folders`."""
-    parts = ref.split(ATTACHED)
+    the Hub. FileError for a folder outside `folders` that is not among those `offered`."""
+    name, *attached = ref.split(ATTACHED)
+    if ref in offered or (name in offered and not attached):
+        return ref
+    if name in offered:
+        return ATTACHED.join([name, *(read_model(folder, folders) for folder in attached)])
+    parts = [name, *attached]
     for name in parts:
         check_inside(name, folders)
     places = [folders[0] / Path(name).expanduser() for name in parts]

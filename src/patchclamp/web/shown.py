@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from patchclamp.errors import InputError
@@ -16,11 +17,14 @@ from patchclamp.web.api import bench_of, models
 from patchclamp.web.bench import TOUR, Workbench
 from patchclamp.web.forms import fields_of
 from patchclamp.web.guard import IMPORT_MAP
-from patchclamp.web.pages import OTHERS, PAGES, Page
-from patchclamp.web.question import DTYPES
+from patchclamp.web.pages import NAVIGATION, PAGES, Page, page_of
+from patchclamp.web.question import DTYPES, Question
 from patchclamp.web.runs import list_runs
 from patchclamp.web.views import compared
 from patchclamp.web.words import language_of, title_of, word, words
+
+if TYPE_CHECKING:
+    from patchclamp.evidence.method import Method
 
 shown = APIRouter()
 LANGUAGE = "patchclamp-language"
@@ -46,7 +50,7 @@ class Shown:
         methods = methods_of(page, language) if page and template != "starting.html" else []
         filled = self.templates.get_template(template).render(
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
-            methods=methods, pages=[*PAGES, *OTHERS], token=self.token, import_map=IMPORT_MAP,
+            methods=methods, pages=NAVIGATION, token=self.token, import_map=IMPORT_MAP,
             offered=list(dict.fromkeys([*self.bench.offered, *_embedded()])), dtypes=DTYPES,
         )
         return filled.encode()
@@ -63,7 +67,18 @@ def methods_of(page: Page, language: str = "en") -> list[dict[str, Any]]:
 
     found = [get_method(name) for name in page.methods]
     return [{"name": one.name, "title": title_of(one.name, one.summary, language), "summary": one.summary,
-             "description": one.description, "fields": fields_of(one)} for one in found]
+             "description": one.description, "fields": fields_of(one), "example": example_of(one)} for one in found]
+
+
+def example_of(method: Method) -> str | None:
+    """A question that the tour asks by a method, as the parameters of an address; None if it asks none that stands by
+    itself."""
+    from patchclamp.tour import STOPS
+
+    for stop in STOPS:
+        if stop.method == method.name and isinstance(stop.fields, Mapping) and stop.prepare is None:
+            return urlencode(Question(method, method.make_spec(**stop.fields), stop.model).query)
+    return None
 
 
 def _answer(request: Request, template: str, name: str) -> Response:
@@ -97,6 +112,12 @@ for _name in PAGES:
     _html, _twin = _page(_name)
     shown.add_api_route(f"/{_name}", _html, methods=["GET"], response_class=HTMLResponse, name=_name)
     shown.add_api_route(f"/{_name}.json", _twin, methods=["GET"], name=f"{_name} as JSON")
+
+
+@shown.get("/ask")
+async def ask_page(request: Request, method: str = "") -> Response:
+    """The page on which a question is asked: what a permalink leads to."""
+    return RedirectResponse(f"/{page_of(method)}?{request.url.query}", status_code=307)
 
 
 @shown.get("/models")

@@ -28,7 +28,7 @@ def words(language: str) -> dict[str, str]:
 
 
 def title_of(method: str, summary: str, language: str) -> str:
-    """A method's title: in English its first line, up to where that begins to explain."""
+    """A method's title; of one from another package its first line, up to where that begins to explain."""
     translated = _data()["methods"].get(method, {}).get(language)
     return translated or summary.split(":")[0].rstrip(".")
 

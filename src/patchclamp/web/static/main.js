@@ -1,0 +1,83 @@
+// What every page does, and which page this is.
+import { complain, fetched, t } from "./base.js";
+import { showPins } from "./pins.js";
+
+const POLL = 3000;
+/** @type {Record<string, () => Promise<void>>} */
+const VIEWS = {
+  page: async () => {
+    const { livePanel, twoLists } = await import("./live.js");
+    livePanel();
+    twoLists();
+    await (await import("./ask.js")).askPage();
+  },
+  models: async () => (await import("./models.js")).modelsPage(),
+  runs: async () => (await import("./runs.js")).runsPage(),
+  run: async () => (await import("./runs.js")).runPage(),
+  compare: async () => (await import("./runs.js")).comparePage(),
+  tour: async () => (await import("./tour.js")).tourPage(),
+  starting: async () => undefined,
+};
+
+async function status() {
+  const place = /** @type {HTMLElement} */ (document.getElementById("status"));
+  try {
+    const now = await fetched("/api/status");
+    const [job] = now.jobs.running;
+    place.textContent = now.stage !== "ready" ? `${now.stage} …` : job ? `${t("busy")}: ${job.title}` : t("ready");
+    if (now.problem) place.title = now.problem;
+    const starting = document.getElementById("starting");
+    if (starting) {
+      starting.textContent = (starting.dataset.text ?? "").replace("{stage}", now.stage);
+      if (now.ready) location.reload();
+    }
+    setTimeout(status, starting || now.stage !== "ready" ? 500 : POLL);
+  } catch {
+    place.textContent = "…";
+    setTimeout(status, POLL);
+  }
+}
+
+function theme() {
+  const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = next;
+  localStorage.setItem("theme", next);
+  location.reload(); // charts are drawn in the page's colours
+}
+
+function language() {
+  const other = document.documentElement.lang === "zh" ? "en" : "zh";
+  document.cookie = `patchclamp-language=${other}; path=/; max-age=31536000; samesite=strict`;
+  location.reload();
+}
+
+let awaiting = false;
+document.addEventListener("keydown", (event) => {
+  const target = /** @type {HTMLElement} */ (event.target);
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    /** @type {HTMLFormElement | null} */ (target.closest("form"))?.requestSubmit();
+    return;
+  }
+  if (event.key === "Escape") document.getElementById("cell-menu")?.remove();
+  if (target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "/") {
+    event.preventDefault();
+    /** @type {HTMLElement | null} */ (document.querySelector("main :is(section:not([hidden])) :is(input, textarea):not([type=checkbox])"))?.focus();
+  } else if (awaiting) {
+    awaiting = false;
+    const link = [...document.querySelectorAll("header nav a")].find((a) => a.getAttribute("href")?.startsWith(`/${event.key}`));
+    /** @type {HTMLElement | undefined} */ (link)?.click();
+  } else if (event.key === "g") {
+    awaiting = true;
+    setTimeout(() => (awaiting = false), 1500);
+  }
+});
+
+document.getElementById("theme")?.addEventListener("click", theme);
+document.getElementById("language")?.addEventListener("click", language);
+showPins();
+status();
+const view = document.body.dataset.view ?? "";
+VIEWS[view]?.().then(() => (document.body.dataset.ready = "true")).catch((error) => {
+  complain(/** @type {HTMLElement} */ (document.getElementById("content")), error);
+});

@@ -1,0 +1,43 @@
+// Records kept at hand, in this browser: two of them make a comparison.
+import { el, t } from "./base.js";
+
+/** @typedef {{id: string, method: string, model: string}} Pin */
+
+/** @returns {Pin[]} */
+function pins() {
+  try {
+    return JSON.parse(localStorage.getItem("pins") ?? "[]");
+  } catch {
+    return [];
+  }
+}
+
+/** @param {Pin[]} all */
+function keep(all) {
+  localStorage.setItem("pins", JSON.stringify(all.slice(-6)));
+  showPins();
+}
+
+/** @param {any} view */
+export function pinButton(view) {
+  const isPinned = () => pins().some((pin) => pin.id === view.id);
+  const button = el("button", { type: "button", onclick: () => {
+    const others = pins().filter((pin) => pin.id !== view.id);
+    keep(isPinned() ? others : [...others, { id: view.id, method: view.method, model: view.provenance.name }]);
+    button.textContent = isPinned() ? t("unpin") : t("pin");
+  } }, isPinned() ? t("unpin") : t("pin"));
+  return button;
+}
+
+/** The strip of pinned records. */
+export function showPins() {
+  const strip = document.getElementById("pins");
+  if (!strip) return;
+  const all = pins();
+  strip.hidden = all.length === 0;
+  const last = all.slice(-2);
+  strip.replaceChildren(el("strong", {}, t("pinned")), ...all.map((pin) => el("span", { class: "pin" },
+    el("a", { href: `/runs/${pin.id}` }, `${pin.method} · ${pin.model}`),
+    el("button", { type: "button", "aria-label": `${t("unpin")} ${pin.id}`, onclick: () => keep(pins().filter((one) => one.id !== pin.id)) }, "×"))),
+    last.length === 2 ? el("a", { class: "button", href: `/compare?a=${last[0].id}&b=${last[1].id}` }, t("compare pinned")) : null);
+}

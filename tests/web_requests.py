@@ -1,0 +1,15 @@
+"""Requests to a workbench in tests."""
+
+import time
+
+TOKEN = "the-token-of-the-pages"
+
+
+def finished(client, job, seconds=60):
+    """A job once it is over."""
+    for _ in range(int(seconds / 0.05)):
+        now = client.get(f"/api/jobs/{job}").json()
+        if now["state"] not in ("waiting", "running"):
+            return now
+        time.sleep(0.05)
+    raise AssertionError(f"the job did not end: {now}")
