@@ -1,8 +1,10 @@
 """A workbench on a tiny local model, in a folder of its own."""
 
 import pytest
+from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 from tiny import tiny, tiny_tokenizer
+from web_browser import CHROMIUM
 from web_requests import TOKEN, finished
 
 from patchclamp.evidence.store import Store
@@ -49,3 +51,12 @@ def ask(client):
         return answer.json()["record"] or finished(client, answer.json()["job"]["id"])["record"]
 
     return asked
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium."""
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()

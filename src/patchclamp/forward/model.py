@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from patchclamp.forward.prove import prove_shortcuts
 from patchclamp.forward.readout import Readout, as_readout
 from patchclamp.forward.scan import Consume, as_batch, scan
 from patchclamp.forward.site import Site
+from patchclamp.forward.turns import Turns
 from patchclamp.model.check import resolve
 from patchclamp.model.tokens import Encoded, encode, pieces, single_token, token_text
 from patchclamp.tasks.files import ATTACHED
@@ -77,7 +77,7 @@ class Model:
         self.anatomy, self.identities = resolve(self.hf)
         prove_shortcuts(self.anatomy)
         self._as_loaded = self._weights_state()
-        self._one_at_a_time = threading.RLock()
+        self._one_at_a_time = Turns()
         self._depends = Dependencies(self._read_clean, self._cut_to_context)
 
     def __repr__(self) -> str:

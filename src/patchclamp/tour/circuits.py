@@ -17,16 +17,16 @@ CIRCUITS: tuple[Stop, ...] = (
     ),
     Stop(
         "Seventy thousand edges",
-        "The same task in a model with more than ten times as many edges. At the second name some heads notice that it "
-        "came before; others carry that to the last word; there a third kind moves the other name. Can you find them "
-        "in the picture?",
+        "The same task in a model with more than ten times as many edges. At the name that comes again some heads "
+        "notice it; others carry that to the last word; there a third kind moves the other name. Can you find them in "
+        "the picture?",
         SMOLLM2, "circuits.find", {"task": "ioi"},
     ),
     Stop(
         "What the heads do",
         "Which heads matter most to the task, where does the last token look through them, and what do they copy? A "
         "head gets a name only where the numbers are clear.",
-        GEMMA, "circuits.heads", {"task": "ioi", **SMALL},
+        SMOLLM2, "circuits.heads", {"task": "ioi", **SMALL},
     ),
     Stop(
         "When the fact is read",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response, UploadFile
@@ -17,15 +17,17 @@ from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
 from patchclamp.tasks.files import PICKLE_SUFFIXES
 from patchclamp.web.bench import Workbench, safe_name
 from patchclamp.web.jobs import Job
-from patchclamp.web.live import lines_of, pieces_of
+from patchclamp.web.live import STREAMED, lines_of, pieces_of, strength_of
 from patchclamp.web.models import resident_megabytes
-from patchclamp.web.question import DTYPES, Question, read_model, read_question
+from patchclamp.web.pages import RESUMABLE
+from patchclamp.web.question import DTYPES, Question, check_inside, read_model, read_question
 
 api = APIRouter(prefix="/api")
 
 POLL_SECONDS = 0.2
 LARGEST_UPLOAD = 20_000_000
 MOST_LISTED = 2000
+MOST_LOGGED = 400
 
 
 class Asked(BaseModel):
@@ -99,16 +101,24 @@ async def live(request: Request, asked: Asked) -> Response:
     """Answers word by word, as lines of JSON: {"condition", "text"}, at the end of each {"condition", "end"}, or
     {"error"}."""
     bench = bench_of(request)
-
-    def prepare() -> tuple[Question, Any]:
-        question = question_of(bench, asked.values)
-        if question.method.name not in ("vectors.apply", "forward.generate"):
-            raise InputError(f"{question.method.name} writes no answers that could be streamed")
-        return question, bench.models.get(question.model, question.dtype, question.method.load, lambda _: None)
-
-    question, model = await asyncio.to_thread(prepare)
-    stop = threading.Event()
+    question, model = await asyncio.to_thread(_writing, bench, asked.values)
+    stop = bench.only_stream(client_of(request))
     return StreamingResponse(lines_of(pieces_of(question, model, stop), stop), media_type="application/x-ndjson")
+
+
+@api.post("/live/strength")
+def strength(request: Request, asked: Asked) -> dict[str, float | None]:
+    """How strongly the vector in a question is added if nothing is said."""
+    return {"strength": strength_of(*_writing(bench_of(request), asked.values))}
+
+
+def _writing(bench: Workbench, values: dict[str, list[str]]) -> tuple[Question, Any]:
+    """A question whose method writes answers, and its model."""
+    question = question_of(bench, values)
+    if question.method.name not in STREAMED:
+        raise InputError(f"{question.method.name} writes no answers that could be streamed; "
+                         f"{' and '.join(STREAMED)} do")
+    return question, bench.models.get(question.model, question.dtype, question.method.load, lambda _: None)
 
 
 # Jobs
@@ -117,7 +127,8 @@ async def live(request: Request, asked: Asked) -> Response:
 def told(bench: Workbench, job: Job) -> dict[str, Any]:
     """A job as JSON."""
     seen = job.model_dump(mode="json", exclude={"client"})
-    return seen | {"cancelling": bench.queue.is_being_cancelled(job)}
+    return seen | {"cancelling": bench.queue.is_being_cancelled(job),
+                   "resumable": job.payload.get("method") in RESUMABLE}
 
 
 @api.get("/jobs")
@@ -154,6 +165,21 @@ async def events(request: Request, name: str) -> Response:
             await asyncio.sleep(POLL_SECONDS)
 
     return StreamingResponse(changes(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@api.get("/jobs/{name}/log")
+def log(request: Request, name: str) -> list[dict[str, Any]]:
+    """What a training has logged so far, at most a few hundred lines of it; empty for other jobs."""
+    bench = bench_of(request)
+    job = bench.queue.get(name)
+    folder = job.payload.get("spec", {}).get("out")
+    if job.payload.get("method") != "sae.train" or not folder:
+        return []
+    check_inside(folder, bench.folders)
+    from patchclamp.sae.training import read_log
+
+    lines = list(read_log(Path(folder)))
+    return lines[:: max(1, len(lines) // MOST_LOGGED)]
 
 
 @api.post("/jobs/{name}/cancel")

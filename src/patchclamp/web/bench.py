@@ -40,6 +40,7 @@ class Workbench:
             "ask": self._ask, "load": self._load, "replay": self._replay, "stop": self._stop}
         self.queue = Queue(store.folder / JOBS, self._work)
         self._ready = threading.Event()
+        self._streams: dict[str, threading.Event] = {}
         self.stage = "starting"
         self.problem: str | None = None
 
@@ -95,6 +96,13 @@ class Workbench:
         payload = {"method": question.method.name, "spec": question.spec.model_dump(mode="json", by_alias=True),
                    "model": question.model, "dtype": question.dtype}
         return self.queue.submit("ask", question.method.name, payload, client)
+
+    def only_stream(self, client: str) -> threading.Event:
+        """What tells a new stream of a client to stop; their older one is told at once, since nobody reads it now."""
+        if (older := self._streams.get(client)) is not None:
+            older.set()
+        self._streams[client] = threading.Event()
+        return self._streams[client]
 
     # Work, each by its payload
 

@@ -12,18 +12,20 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from patchclamp.errors import PatchclampError, SpecError
+from patchclamp.errors import PatchclampError
 
 if TYPE_CHECKING:
     from patchclamp.forward import Edit, Model
     from patchclamp.web.question import Question
 
+STREAMED = ("vectors.apply", "forward.generate")
+"""Methods that write answers."""
 Piece = dict[str, Any]
 """`{"condition", "text"}`; `{"condition", "end": true}` behind the last of a condition; `{"error"}`."""
 
 
 def conditions_of(question: Question, model: Model) -> Iterator[tuple[str, Any, list[Edit]]]:
-    """Under what the prompt is answered: (condition, prompt, edits). SpecError for a method that does not write."""
+    """Under what the prompt of one of the methods `STREAMED` is answered: (condition, prompt, edits)."""
     spec: Any = question.spec
     if question.method.name == "vectors.apply":
         from patchclamp.vectors.apply import conditions_of as of_vector
@@ -33,11 +35,21 @@ def conditions_of(question: Question, model: Model) -> Iterator[tuple[str, Any, 
         yield "base", prompt, []
         if spec.how in ("add", "subtract"):
             yield "random", prompt, of_vector(model, spec)[1]["random"]
-    elif question.method.name == "forward.generate":
+    else:
         yield "edited", spec.prompts[0], list(spec.edits)
         yield "base", spec.prompts[0], []
-    else:
-        raise SpecError(f"{question.method.name} writes no answers that could be streamed")
+
+
+def strength_of(question: Question, model: Model) -> float | None:
+    """How strongly a vector is added if nothing is said: as chosen, else as far as from one side's mean to the other's.
+    None for a method without."""
+    if question.method.name != "vectors.apply":
+        return None
+    from patchclamp.vectors.apply import setting_for
+    from patchclamp.vectors.vector import load_vector
+
+    spec: Any = question.spec
+    return setting_for(model, load_vector(spec.vector[0], model), "add").strength
 
 
 def pieces_of(question: Question, model: Model, stop: threading.Event) -> Iterator[Piece]:

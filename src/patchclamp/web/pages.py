@@ -35,6 +35,10 @@ NAVIGATION = ("models", *PAGES, "runs", "tour")
 """All pages, in the order of the navigation."""
 
 
+RESUMABLE = ("sae.train", "sae.harvest", "sae.index", "neurons.index", "lens.tuned.train", "relations.evaluate")
+"""Methods that go on from what they kept on disk when they are asked the same again."""
+
+
 def page_of(method: str) -> str:
     """The page a method stands on; methods of other packages stand on `patch`."""
     return next((page.name for page in PAGES.values() if method in page.methods), "patch")

@@ -57,6 +57,8 @@ def serve(
 
 def listen(host: str, port: int | None) -> socket.socket:
     """A listening socket: on `port`, or the first free one from 8765 on. SpecError if there is none."""
+    if port is not None and not 0 <= port <= 65535:
+        raise SpecError(f"a port is a number from 0 to 65535; got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     problem: OSError | None = None
     for number in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + TRIED_PORTS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -13,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from patchclamp.errors import InputError
+from patchclamp.evidence.record import content_id
 from patchclamp.web.api import bench_of, models
 from patchclamp.web.bench import TOUR, Workbench
 from patchclamp.web.forms import fields_of
@@ -180,7 +182,6 @@ async def tour_page(request: Request) -> Response:
 @shown.get("/tour.json")
 def tour_twin(request: Request) -> dict[str, Any]:
     """The tour's stops, each with the record of its last run."""
-    from patchclamp.evidence.record import Record
     from patchclamp.tour import STOPS
 
     bench = bench_of(request)
@@ -188,10 +189,10 @@ def tour_twin(request: Request) -> dict[str, Any]:
     stops = []
     for number, stop in enumerate(STOPS, 1):
         path = bench.files / TOUR / "records" / f"{number:02}-{stop.method}.json"
-        record = Record.from_json(path.read_bytes()) if path.is_file() else None
+        record = json.loads(path.read_bytes()) if path.is_file() else None
         stops.append({"number": number, "heading": stop.heading, "question": stop.question, "model": stop.model,
-                      "method": stop.method, "record": record.id if record else None,
-                      "verdict": record.verdict.model_dump(mode="json") if record and record.verdict else None})
+                      "method": stop.method, "record": record and content_id(record),
+                      "verdict": record and record["verdict"]})
     return {"title": word("tour", "en"), "stops": stops}
 
 

@@ -16,6 +16,23 @@ export function stateOf(job) {
 }
 
 /**
+ * Draw what a training has logged, again and again while it is shown.
+ * @param {HTMLElement} place
+ * @param {string} id
+ */
+async function watchTraining(place, id) {
+  const { draw } = await import("./chart.js");
+  const measure = (/** @type {string} */ field, /** @type {string} */ title) => ({ mark: "line", width: 320, height: 140, encoding: {
+    x: { field: "step", type: "quantitative" }, y: { field, type: "quantitative", title, scale: { zero: false } },
+    color: { field: "name", type: "nominal", title: null } } });
+  while (place.isConnected) {
+    const values = await fetched(`/api/jobs/${id}/log`).catch(() => []);
+    if (values.length > 1) await draw(place, { data: { values }, hconcat: [measure("fvu", "FVU"), measure("l0", "L0"), measure("dead", "dead")] }, { label: t("curve") });
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+  }
+}
+
+/**
  * Show a job until it is over; resolves with its last state.
  * @param {HTMLElement} place
  * @param {any} job
@@ -24,8 +41,10 @@ export function stateOf(job) {
 export function follow(place, job) {
   const bar = el("progress", { "aria-label": t("running") });
   const text = el("span", {});
-  const cancel = el("button", { type: "button", onclick: () => fetched(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => complain(place, error)) }, t("cancel"));
-  place.replaceChildren(bar, " ", text, " ", cancel);
+  const cancel = el("button", { type: "button", onclick: () => fetched(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => complain(place, error)) }, job.resumable ? t("pause") : t("cancel"));
+  const curve = el("div", { class: "chart curve" });
+  place.replaceChildren(bar, " ", text, " ", cancel, curve);
+  if (job.payload.method === "sae.train") watchTraining(curve, job.id);
   return new Promise((resolve) => {
     const events = new EventSource(`/api/jobs/${job.id}/events`);
     const update = (/** @type {any} */ now) => {
@@ -37,7 +56,7 @@ export function follow(place, job) {
       } else bar.removeAttribute("value");
       if (!["waiting", "running"].includes(now.state)) {
         events.close();
-        place.replaceChildren(now.state === "done" ? "" : t(now.state));
+        place.replaceChildren(now.state === "done" ? "" : t(now.state), now.state === "cancelled" && now.resumable ? ` · ${t("goes on")}` : "");
         resolve(now);
       }
     };

@@ -21,8 +21,20 @@ export function livePanel() {
       return { ...common, prompt: [get("prompt").value], vector: [get("vector").value], "max-new-tokens": ["40"],
         how: [strength < 0 ? "subtract" : "add"], strength: [String(Math.abs(strength))] };
     }
-    const edits = JSON.stringify([{ op: "scale", site: get("site").value, factor: Number(slider.value) }]);
+    const edits = JSON.stringify([{ op: "scale", site: get("site").value, value: Number(slider.value) }]);
     return { ...common, prompts: [get("prompt").value], edits: [edits], "max-new-tokens": ["24"] };
+  };
+
+  const moved = () => (output.textContent = Number(slider.value).toFixed(1));
+  let known = "";
+  /** The slider's middle is the vector's own strength. */
+  const scale = async () => {
+    if (panel.dataset.method !== "vectors.apply" || known === get("vector").value) return;
+    const { strength } = await fetched("/api/live/strength", { body: { values: { ...values(), strength: [] } } });
+    known = get("vector").value;
+    const most = Math.max(1, Math.ceil(2 * Math.abs(strength)));
+    [slider.min, slider.max, slider.step, slider.value] = [String(-most), String(most), String(most / 40), String(strength)];
+    moved();
   };
 
   const begin = async () => {
@@ -33,6 +45,7 @@ export function livePanel() {
     const places = new Map([...panel.querySelectorAll("[data-condition]")].map((place) => [/** @type {HTMLElement} */ (place).dataset.condition, /** @type {HTMLElement} */ (place)]));
     for (const place of places.values()) place.textContent = "…";
     try {
+      await scale();
       const response = await requested("/api/live", { body: { values: values() }, signal: mine.signal });
       const fresh = new Set(places.keys());
       for await (const piece of lines(response)) {
@@ -50,7 +63,6 @@ export function livePanel() {
     }
   };
 
-  const moved = () => (output.textContent = slider.value);
   slider.addEventListener("input", () => {
     moved();
     clearTimeout(timer);

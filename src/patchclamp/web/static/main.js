@@ -1,5 +1,5 @@
 // What every page does, and which page this is.
-import { complain, fetched, t } from "./base.js";
+import { complain, el, fetched, t } from "./base.js";
 import { showPins } from "./pins.js";
 
 const POLL = 3000;
@@ -58,7 +58,10 @@ document.addEventListener("keydown", (event) => {
     /** @type {HTMLFormElement | null} */ (target.closest("form"))?.requestSubmit();
     return;
   }
-  if (event.key === "Escape") document.getElementById("cell-menu")?.remove();
+  if (event.key === "Escape") {
+    document.getElementById("cell-menu")?.remove();
+    /** @type {HTMLElement | null} */ (document.querySelector(".maximised > .enlarge"))?.click();
+  }
   if (target.closest("input, textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/") {
     event.preventDefault();
@@ -72,6 +75,14 @@ document.addEventListener("keydown", (event) => {
     setTimeout(() => (awaiting = false), 1500);
   }
 });
+
+for (const panel of document.querySelectorAll("section.panel")) {
+  const button = el("button", { type: "button", class: "enlarge", "aria-pressed": "false", "aria-label": t("maximise panel"), title: t("maximise panel"), onclick: () => {
+    const large = panel.classList.toggle("maximised");
+    button.setAttribute("aria-pressed", String(large));
+  } }, "⤢");
+  panel.prepend(button);
+}
 
 document.getElementById("theme")?.addEventListener("click", theme);
 document.getElementById("language")?.addEventListener("click", language);

@@ -21,6 +21,22 @@ export async function modelsPage() {
     load(/** @type {HTMLInputElement} */ (document.getElementById("other-ref")).value, /** @type {HTMLSelectElement} */ (document.getElementById("other-dtype")).value);
   });
   await refresh(load);
+  await untilReady(panel);
+  await refresh(load);
+}
+
+/**
+ * Wait while the server still loads its first model, and say so.
+ * @param {Element} panel
+ */
+async function untilReady(panel) {
+  const status = /** @type {HTMLElement} */ (panel.querySelector(".job"));
+  for (;;) {
+    const { stage, problem } = await fetched("/api/status");
+    status.textContent = stage === "ready" ? "" : `${stage} …`;
+    if (stage === "ready") return complain(panel, problem);
+    await new Promise((resolve) => setTimeout(resolve, 400));
+  }
 }
 
 /** @param {(ref: string, dtype: string) => void} load */

@@ -3,6 +3,7 @@ import { duration, el, fetched, requested, shown, t, table } from "./base.js";
 import { draw } from "./chart.js";
 import { pinButton } from "./pins.js";
 
+const UNIT = /^(neuron|feature(:[^.@\s]+)?)\.\d+\.\d+(@.*)?$/;
 const KINDS = ["html", "json", "ipynb", "csv", "png", "svg", "zip"];
 
 /**
@@ -18,7 +19,7 @@ export async function show(place, id, { onclick, heading } = {}) {
   place.append(verdict(view.verdict));
   if (view.chart) await chart(place, view, onclick);
   for (const part of passages(view.passages)) place.append(part);
-  if (view.table) place.append(numbers(view.table));
+  if (view.table) place.append(numbers(view.table, view));
   place.append(code(view.code), asked(view), tools(view));
   return view;
 }
@@ -80,11 +81,27 @@ function tokens(one) {
   }));
 }
 
-/** @param {{columns: string[], rows: unknown[][], total: number}} data */
-function numbers(data) {
-  const rows = data.rows.map((row) => row.map(shown));
+/**
+ * The table; a neuron or feature in it leads to what it responds to.
+ * @param {{columns: string[], rows: unknown[][], total: number}} data
+ * @param {any} view
+ */
+function numbers(data, view) {
+  const rows = data.rows.map((row) => row.map((value) => UNIT.test(String(value)) ? unitLink(String(value), view) : shown(value)));
   const cut = data.total > data.rows.length ? el("p", {}, t("rows of", { shown: data.rows.length, total: data.total })) : null;
   return el("details", {}, el("summary", {}, t("table")), cut, table(data.columns, rows));
+}
+
+/**
+ * A link to a unit's examples.
+ * @param {string} unit
+ * @param {any} view
+ */
+function unitLink(unit, view) {
+  const site = unit.split("@")[0];
+  const common = { model: view.provenance.model, ...(view.spec.index ? { index: view.spec.index } : {}) };
+  const asked = site.startsWith("feature") ? { method: "sae.show", features: site } : { method: "neurons.examples", sites: site };
+  return el("a", { href: `/ask?${new URLSearchParams({ ...common, ...asked })}` }, unit);
 }
 
 /** @param {{command: string, python: string}} both */

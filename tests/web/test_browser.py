@@ -1,0 +1,234 @@
+"""Each page does its main job in a real browser: a server of its own, Chromium, a tiny local model."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from axe_core_python.sync_playwright import Axe
+from playwright.sync_api import expect
+from tiny import tiny_model
+from web_browser import CHROMIUM, Server, ask, numbers, open_page, tab_of
+
+import patchclamp as pc
+
+PAGES = ("models", "lens", "neurons", "vectors", "dictionary", "relations", "circuits", "patch", "runs", "tour")
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, tiny_folder):
+    made = Server(tmp_path_factory.mktemp("runs"), "--model", tiny_folder)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def page(browser, server, request):
+    with tab_of(browser, server, request.node.name) as tab:
+        yield tab
+
+
+def test_the_first_page_is_there_within_three_seconds(tmp_path, tiny_folder):
+    import time
+    import urllib.request
+
+    began = time.monotonic()
+    server = Server(tmp_path, "--model", tiny_folder)
+    try:
+        with urllib.request.urlopen(server.address, timeout=10) as answer:
+            assert answer.status == 200 and b"<h1>Models</h1>" in answer.read()
+        assert time.monotonic() - began < 3 * float(os.environ.get("PATCHCLAMP_PATIENCE", "2"))
+    finally:
+        server.end()
+
+
+def test_models_are_loaded_and_let_go(page, tiny_folder):
+    open_page(page, "/")
+    loaded = page.get_by_role("region", name="Anatomy")
+    expect(loaded).to_contain_text(str(tiny_model("llama").d_model))
+    page.get_by_role("button", name=re.compile("^Unload")).click()
+    expect(page.get_by_text("No model is in memory yet.")).to_be_visible()
+    page.get_by_label(re.compile("Another")).fill(str(tiny_folder))
+    page.get_by_role("button", name="Load", exact=True).last.click()
+    expect(page.get_by_role("region", name="Anatomy")).to_be_visible()
+
+
+def test_the_lens_shows_the_librarys_numbers_and_leads_on(page, tiny_folder):
+    section = ask(page, "/lens", prompt="w1 w2 w3", watch="w5", position="all")
+    own = pc.run("lens.logit", pc.load(str(tiny_folder)), prompt="w1 w2 w3", watch=["w5"], position="all")
+    shown = [float(row[3]) for row in numbers(section)]
+    assert shown == pytest.approx(own.table()["entropy"].tolist(), rel=1e-3)
+    assert "watch=w5" in page.url and "position=all" in page.url
+    canvas = section.locator("canvas")
+    box = canvas.bounding_box()
+    for x in (0.1, 0.2, 0.3):
+        canvas.click(position={"x": box["width"] * x, "y": box["height"] * 0.8})
+        if page.locator("#cell-menu").is_visible():
+            break
+    page.get_by_role("menuitem", name=re.compile("Patchscope")).click()
+    page.wait_for_selector("body[data-ready=true]")
+    assert "method=lens.patchscope" in page.url
+    assert page.locator("section.method:visible").get_by_label("text", exact=True).input_value() == "w1 w2 w3"
+
+
+def test_a_permalink_shows_what_was_found(page):
+    section = ask(page, "/lens", prompt="w7 w8", watch="w9")
+    reason = section.locator(".verdict").inner_text()
+    address = page.url
+    open_page(page, "/models")
+    open_page(page, address)
+    expect(page.locator("section.method:visible .verdict")).to_have_text(reason)
+
+
+def test_neurons_are_found_and_turned_up(page, server, tmp_path):
+    rows = [{"prompt": f"w{i} w{i + 1}", "answer": " w5", "distractor": " w6"} for i in range(8)]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    open_page(page, "/neurons?method=neurons.attribute")
+    section = page.locator("section.method:visible")
+    with page.expect_file_chooser() as chooser:
+        section.get_by_role("button", name="Upload: prompts").click()
+    chooser.value.set_files(path)
+    expect(section.get_by_label(re.compile("^prompts"))).to_have_value("choices.jsonl")
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.locator(".verdict")).to_be_visible()
+    live = page.locator("#live")
+    live.get_by_label("Neuron").fill("neuron.1.3")
+    live.get_by_label("Prompt").fill("w1 w2")
+    live.get_by_role("button", name="Write").click()
+    expect(live.locator("[data-condition=base]")).to_contain_text("w")
+    expect(live.locator("[data-condition=edited]")).to_contain_text("w")
+
+
+def test_two_lists_make_a_vector_and_a_slider_steers_with_it(page, server):
+    open_page(page, "/vectors")
+    page.locator("summary", has_text="Two lists of prompts").click()
+    for label, start in (("Prompts that show it", 0), ("Prompts that do not", 40)):
+        page.get_by_label(label).fill("\n".join(f"w{start + i} w{start + i + 3} w{i}" for i in range(16)))
+    page.get_by_role("button", name="Keep as files").click()
+    page.wait_for_url(re.compile("vectors.find"))
+    page.wait_for_selector("body[data-ready=true]")
+    section = page.locator("section.method:visible")
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.locator(".verdict")).to_be_visible(timeout=60_000)
+    assert (server.files / "mine.safetensors").is_file()
+    live = page.locator("#live")
+    live.get_by_label("Vectors").fill("mine.safetensors")
+    live.get_by_label("Prompt").fill("w1 w2")
+    live.get_by_label("Strength").fill("3")
+    for condition in ("steered", "base", "random"):
+        expect(live.locator(f"[data-condition={condition}]")).to_contain_text("w", timeout=60_000)
+
+
+def test_a_dictionary_is_trained_with_what_was_harvested(page, server):
+    (server.files / "corpus.txt").write_text(" ".join(f"w{i * i % 90}" for i in range(4000)))
+    ask(page, "/dictionary?method=sae.harvest", corpus="corpus.txt", store="store", site="resid.1",
+        length="32", shard="4")
+    section = ask(page, "/dictionary?method=sae.train", store="store", out="dictionary", latents="64", k="4",
+                  steps="30", batch="64")
+    assert (server.files / "dictionary" / "autoencoder.safetensors").is_file()
+    assert section.locator("canvas").is_visible()
+
+
+def test_a_circuit_is_found_and_drawn(page, server):
+    model, rows = tiny_model("llama"), []
+    read = pc.Readout.logit_difference("w50", "w51")
+    for i in range(60):
+        clean, corrupted = f"w{i} w{i + 9} w3 w4", f"w{i} w{(i * 7) % 40 + 40} w3 w4"
+        a, b = (float(v) for v in model.run([clean, corrupted], read=read))
+        if a > b + 0.3 and a > 0:
+            rows.append({"clean": clean, "corrupted": corrupted, "answer": "w50", "distractor": "w51"})
+    (server.files / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = ask(page, "/circuits", pairs="pairs.jsonl", prompts="6", heldout="4", controls="4", out="circuit")
+    assert section.locator("canvas").is_visible()
+    assert (server.files / "circuit" / "circuit.json").is_file()
+    section = ask(page, "/circuits?method=circuits.show", certificate="circuit")
+    slider = section.locator(".inputs input[type=range]")
+    expect(slider).to_be_visible()
+    slider.fill("1")
+
+
+def test_two_prompts_are_patched(page):
+    section = ask(page, "/patch", clean="w1 w2 w3", corrupted="w1 w9 w3", answer="w5", distractor="w6")
+    assert section.locator("canvas").is_visible()
+    section.get_by_role("button", name="Maximise", exact=True).click()
+    expect(page.get_by_role("dialog").locator("canvas")).to_be_visible()
+    page.keyboard.press("Escape")
+
+
+def test_records_are_opened_compared_run_again_and_deleted(page):
+    for top in ("3", "4"):
+        section = ask(page, "/lens", prompt="w4 w5", top=top)
+        section.get_by_role("button", name="Pin", exact=True).click()
+    page.get_by_role("link", name="Compare the pinned two").click()
+    page.wait_for_selector("body[data-ready=true]")
+    expect(page.get_by_role("region", name="Differences").first).to_contain_text("spec.top")
+    assert page.locator("canvas").count() == 2
+    open_page(page, "/runs")
+    table = page.get_by_role("region", name="Runs")
+    page.get_by_label("Filter").fill("lens.logit")
+    expect(table.get_by_text("lens.logit").first).to_be_visible()
+    page.on("dialog", lambda dialog: dialog.accept())
+    table.get_by_role("link").first.click()
+    page.wait_for_selector("body[data-ready=true]")
+    page.get_by_role("button", name="Run again and compare").click()
+    expect(page.locator("#replayed")).to_contain_text("came out the same")
+    with page.expect_download() as downloaded:
+        page.get_by_role("link", name="ipynb").click()
+    assert json.loads(Path(downloaded.value.path()).read_text())["nbformat"] == 4
+    open_page(page, "/runs")
+    newest = table.get_by_role("link").first.inner_text()
+    page.get_by_role("button", name=f"Delete {newest}").click()
+    expect(table.get_by_role("link", name=newest)).to_have_count(0)
+
+
+def test_a_wrong_question_is_answered_in_the_page(page):
+    open_page(page, "/lens")
+    section = page.locator("section.method:visible")
+    section.get_by_label(re.compile("^prompt")).fill("w1 w2")
+    section.get_by_label("watch").fill("nothing like it")
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.get_by_role("alert")).to_contain_text("token")
+
+
+def test_the_code_of_a_question_is_shown_before_it_is_asked(page):
+    open_page(page, "/lens")
+    section = page.locator("section.method:visible")
+    section.get_by_label(re.compile("^prompt")).fill("w1 w2")
+    section.get_by_role("button", name="Show code").click()
+    expect(section.locator(".shown-code")).to_contain_text("patchclamp lens logit 'w1 w2'")
+
+
+def test_the_keyboard_opens_pages_and_runs(page):
+    open_page(page, "/lens")
+    page.keyboard.press("/")
+    page.keyboard.press("Tab")
+    page.keyboard.type("w3 w4")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("section.method:visible .verdict")).to_be_visible()
+    page.locator("h1").click()
+    page.keyboard.press("g")
+    page.keyboard.press("c")
+    page.wait_for_url("**/circuits")
+
+
+def test_the_interface_speaks_chinese(page):
+    open_page(page, "/lens")
+    page.get_by_role("button", name="中文").click()
+    expect(page.locator("h1")).to_have_text("透镜")
+    open_page(page, "/runs")
+    expect(page.locator("h1")).to_have_text("记录")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_accessible(page, name, theme):
+    page.add_init_script(f"localStorage.setItem('theme', '{theme}')")
+    open_page(page, f"/{name}")
+    found = Axe().run(page)["violations"]
+    serious = {one["id"]: [node["html"] for node in one["nodes"]] for one in found
+               if one["impact"] in ("serious", "critical")}
+    assert serious == {}

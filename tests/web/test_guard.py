@@ -1,0 +1,93 @@
+"""Who may ask what: host, origin, token, size, and what pages are forbidden."""
+
+import pytest
+from starlette.testclient import TestClient
+from web_requests import TOKEN
+
+from patchclamp.errors import SpecError
+from patchclamp.web.app import make_app
+from patchclamp.web.guard import policy
+from patchclamp.web.serve import serve
+
+SAFE = {"x-patchclamp-token": TOKEN}
+ASK = {"json": {"ref": "nothing"}}
+
+
+@pytest.fixture
+def guarded(bench):
+    with TestClient(make_app(bench, TOKEN), base_url="http://127.0.0.1:8765", raise_server_exceptions=False) as made:
+        yield made
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost", "LOCALHOST:1", "[::1]:8765"])
+def test_this_machines_names_are_answered(guarded, host):
+    assert guarded.get("/api/status", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:8765", "[::2]",
+                                  "["])
+def test_other_names_are_refused(guarded, host):
+    """A name of another site that points at this machine would else read all of it."""
+    assert guarded.get("/api/status", headers={"host": host}).status_code == 403
+
+
+def test_a_change_needs_the_token_of_our_pages(guarded):
+    assert guarded.post("/api/models/unload", **ASK).status_code == 403
+    assert guarded.post("/api/models/unload", headers={"x-patchclamp-token": "guessed"}, **ASK).status_code == 403
+    assert guarded.post("/api/models/unload", headers=SAFE, **ASK).status_code == 200
+    assert guarded.delete("/api/runs/abc").status_code == 403
+    assert TOKEN in guarded.get("/models").text
+
+
+def test_another_sites_page_may_not_ask_for_anything(guarded):
+    headers = SAFE | {"origin": "https://evil.example"}
+    assert guarded.post("/api/models/unload", headers=headers, **ASK).status_code == 403
+    own = SAFE | {"origin": "http://127.0.0.1:8765"}
+    assert guarded.post("/api/models/unload", headers=own, **ASK).status_code == 200
+
+
+def test_a_request_has_a_largest_size(guarded):
+    assert guarded.post("/api/files", headers=SAFE | {"content-length": "99999999"}, content=b"x").status_code == 413
+
+    def endless():
+        for _ in range(40):
+            yield b"x" * 1_000_000
+
+    assert guarded.post("/api/ask", headers=SAFE, content=endless()).status_code >= 400
+
+
+@pytest.mark.parametrize("path", ["/", "/models", "/api/status", "/static/base.js", "/nothing"])
+def test_no_answer_lets_a_page_load_or_evaluate_anything_else(guarded, path):
+    answer = guarded.get(path)
+    assert answer.headers["content-security-policy"] == policy()
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "unsafe" not in policy() and "default-src 'none'" in policy()
+
+
+def test_where_others_can_reach_the_server_every_browser_brings_its_token_once(bench):
+    with TestClient(make_app(bench, TOKEN, "let-me-in-please"), base_url="http://box.example:8765") as other:
+        assert other.get("/models").status_code == 401
+        assert other.get("/models", params={"token": "wrong"}).status_code == 401
+        admitted = other.get("/models", params={"token": "let-me-in-please"})
+        assert admitted.status_code == 200 and "HttpOnly; SameSite=Strict" in admitted.headers["set-cookie"]
+        assert other.get("/models").status_code == 200  # the cookie it was given
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"host": "0.0.0.0"}, "give --token"), ({"host": "0.0.0.0", "token": "short"}, "at least 8"),
+    ({"host": "127.0.0.1", "port": 99999}, "a port is a number from 0 to 65535"),
+])
+def test_options_that_cannot_be(fields, said):
+    with pytest.raises(SpecError, match=said):
+        serve(browser=False, **fields)
+
+
+def test_a_port_that_is_taken_is_said_to_be(tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.setenv("PATCHCLAMP_RUNS", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SpecError, match="cannot listen on"):
+            serve(browser=False, port=taken.getsockname()[1])

@@ -1,0 +1,64 @@
+"""Someone who has read nothing, with the embedded models: sees Warsaw in the lens, makes SmolLM2 refuse a plain
+question, looks at a neuron's examples, fits a relation, and takes a run along."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+from web_browser import CHROMIUM, Server, ask, numbers, open_page, tab_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.weights,
+              pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium")]
+REFUSES = re.compile(r"sorry|cannot|can't|can not|unable|won't|not able", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("runs"))
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def page(browser, server, request):
+    with tab_of(browser, server, request.node.name) as tab:
+        yield tab
+
+
+def test_warsaw_appears_in_the_lens(page):
+    open_page(page, "/lens")
+    section = page.locator("section.method:visible")
+    section.get_by_role("button", name="Fill in an example").click()
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.locator(".verdict")).to_contain_text("Supported", timeout=120_000)
+    tops = [row[1] for row in numbers(section)]
+    assert tops[-1].strip() == "Warsaw" and tops[0].strip() != "Warsaw"
+    with page.expect_download() as downloaded:
+        section.get_by_role("link", name="html", exact=True).click()
+    assert "Warsaw" in Path(downloaded.value.path()).read_text()
+
+
+def test_a_plain_question_is_refused(page):
+    open_page(page, "/vectors")
+    page.get_by_role("link", name=re.compile("No vector yet")).click()
+    page.wait_for_selector("body[data-ready=true]")
+    section = page.locator("section.method:visible")
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.locator(".verdict")).to_contain_text("Supported", timeout=300_000)
+    live = page.locator("#live")
+    live.get_by_role("button", name="Write").click()
+    expect(live.locator("[data-condition=random]")).to_contain_text(re.compile(r"\w{3}"), timeout=180_000)
+    steered, base = (live.locator(f"[data-condition={name}]").inner_text() for name in ("steered", "base"))
+    assert REFUSES.search(steered) and not REFUSES.search(base), (steered, base)
+
+
+def test_a_neurons_examples_are_looked_at(page):
+    section = ask(page, "/neurons?method=neurons.examples", sites="neuron.19.1044", corpus="example:neutral")
+    assert section.locator(".passage .text span").count() > 20
+
+
+def test_a_relation_is_fitted(page):
+    section = ask(page, "/relations?method=relations.fit&model=gemma-3-270m",
+                  relation="example:relations/country-capital")
+    assert section.locator("canvas").is_visible()
