@@ -63,7 +63,7 @@ def open_page(page, path):
     page.wait_for_selector("body[data-ready=true]")
 
 
-def ask(page, path, **fields):
+def ask(page, path, seconds=60, **fields):
     """Fill a method's form by its labels, run it, and give back the form's section once the verdict is there."""
     open_page(page, path)
     section = page.locator("section.method:visible")
@@ -73,7 +73,7 @@ def ask(page, path, **fields):
             section.get_by_text("More settings").click()
         field.fill(text)
     section.get_by_role("button", name="Run", exact=True).click()
-    expect(section.locator(".verdict")).to_be_visible(timeout=60_000)
+    expect(section.locator(".verdict")).to_be_visible(timeout=seconds * 1000)
     return section
 
 

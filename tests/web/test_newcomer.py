@@ -59,6 +59,6 @@ def test_a_neurons_examples_are_looked_at(page):
 
 
 def test_a_relation_is_fitted(page):
-    section = ask(page, "/relations?method=relations.fit&model=gemma-3-270m",
-                  relation="example:relations/country-capital")
+    section = ask(page, "/relations?method=relations.fit&model=gemma-3-270m", seconds=240,
+                  relation="example:relations/country-capital", samples="3", limit="12")
     assert section.locator("canvas").is_visible()
