@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 from tiny import tiny, tiny_tokenizer
-from web_browser import CHROMIUM
+from web_browser import CHROMIUM, tab_of
 from web_requests import TOKEN, finished
 
 from patchclamp.evidence.store import Store
@@ -60,3 +60,10 @@ def browser():
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def page(browser, server, request):
+    """A tab on the module's own server."""
+    with tab_of(browser, server, request.node.name) as tab:
+        yield tab

@@ -88,6 +88,7 @@ def test_a_record_is_run_again_compared_and_deleted(ask, client, tiny_folder):
     ({"method": ["neurons.attribute"], "prompts": ["/etc/passwd"]}, "outside the workbench's folder"),
     ({"method": ["neurons.attribute"], "prompts": ["../../x.jsonl"]}, "outside the workbench's folder"),
     ({"method": ["vectors.find"], "source": ["refusal"], "save": ["/tmp/x.safetensors"]}, "outside"),
+    ({"method": ["forward.generate"], "prompts": ["w1"], "edits": ["@/etc/passwd"]}, "outside"),
     ({"method": ["lens.logit"], "prompt": ["w1"], "model": ["/etc"]}, "outside"),
     ({"method": ["lens.logit"], "prompt": ["w1"], "model": ["gpt2+sae=/tmp"]}, "outside"),
 ])

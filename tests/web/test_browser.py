@@ -9,7 +9,7 @@ import pytest
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import expect
 from tiny import tiny_model
-from web_browser import CHROMIUM, Server, ask, numbers, open_page, tab_of
+from web_browser import CHROMIUM, Server, ask, numbers, open_page
 
 import patchclamp as pc
 
@@ -23,12 +23,6 @@ def server(tmp_path_factory, tiny_folder):
     made = Server(tmp_path_factory.mktemp("runs"), "--model", tiny_folder)
     yield made
     made.end()
-
-
-@pytest.fixture
-def page(browser, server, request):
-    with tab_of(browser, server, request.node.name) as tab:
-        yield tab
 
 
 def test_the_first_page_is_there_within_three_seconds(tmp_path, tiny_folder):

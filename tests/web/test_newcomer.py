@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from web_browser import CHROMIUM, Server, ask, numbers, open_page, tab_of
+from web_browser import CHROMIUM, Server, ask, numbers, open_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.weights,
               pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: apt install chromium")]
@@ -18,12 +18,6 @@ def server(tmp_path_factory):
     made = Server(tmp_path_factory.mktemp("runs"))
     yield made
     made.end()
-
-
-@pytest.fixture
-def page(browser, server, request):
-    with tab_of(browser, server, request.node.name) as tab:
-        yield tab
 
 
 def test_warsaw_appears_in_the_lens(page):

@@ -13,7 +13,7 @@ from patchclamp.errors import FileError, InputError
 from patchclamp.evidence.code import DEFAULT_MODEL
 from patchclamp.evidence.method import get_method, load_language_model, methods
 from patchclamp.evidence.provenance import version_of
-from patchclamp.evidence.record import Record
+from patchclamp.evidence.record import Record, write_whole
 from patchclamp.evidence.store import FILE, Store, replay
 from patchclamp.tasks.files import hash_of_file, hash_of_folder
 from patchclamp.web.jobs import Job, JobProgress, Queue
@@ -22,6 +22,8 @@ from patchclamp.web.models import Models
 if TYPE_CHECKING:
     from patchclamp.web.question import Question
 
+REPLAY = "replay.json"
+"""In a record's folder, what came of it when it was last run again."""
 JOBS, FILES, TOUR = ".jobs", ".files", "tour"
 """Folders inside the store, next to the records; the tour's is among the files."""
 
@@ -127,7 +129,7 @@ class Workbench:
         then = record.provenance
         model = self.models.get(then.model, then.dtype, get_method(record.method).load, progress.say)
         result = replay(record, model, progress)
-        (self.store.folder / record.id / "replay.json").write_text(result.model_dump_json())
+        write_whole(self.store.folder / record.id / REPLAY, result.model_dump_json().encode())
         return record.id
 
     def _stop(self, payload: dict[str, Any], progress: JobProgress) -> str | None:

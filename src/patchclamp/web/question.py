@@ -76,6 +76,10 @@ def read_question(given: Given, folders: Sequence[Path], offered: Sequence[str] 
     if dtype not in DTYPES:
         raise SpecError(f"there is no number format {dtype!r}; there are {', '.join(DTYPES)}")
     options = options_of(method.spec, method.name)
+    for option in options:
+        for text in given.get(option.name.removeprefix("--"), ()):
+            if text.startswith("@") and "string" not in option.held.kinds:  # JSON in a file
+                check_inside(text[1:], folders)
     spec = method.make_spec(**_values(method.name, options, given))
     for option in options:
         if option.held.path:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from patchclamp.web.api import bench_of, client_of, told
+from patchclamp.web.bench import REPLAY
 from patchclamp.web.views import view
 
 runs = APIRouter(prefix="/api/runs")
@@ -67,6 +68,6 @@ def replay(request: Request, name: str) -> dict[str, Any]:
 @runs.get("/{name}/replay")
 def replayed(request: Request, name: str) -> Response:
     """Whether the numbers came out the same when the record was last run again; null if it never was."""
-    path = bench_of(request).store.find(name) / "replay.json"
+    path = bench_of(request).store.find(name) / REPLAY
     content = path.read_bytes() if path.is_file() else b"null"
     return Response(content, media_type="application/json")
