@@ -48,7 +48,7 @@ def set_at(*path, to):
     set_at("edges", 0, "heldout", "low", to=-7.0),
     set_at("roles", "edges", 0, "effect", "mean", to=7.0),
     set_at("units", "units", 0, "effect", "mean", to=7.0),
-], ids=str)
+])
 def test_a_forged_certificate_does_not_hold(found, tmp_path, change):
     record = pc.verify_circuit(tiny_model("llama"), certificate=forged(found, tmp_path, change))
     assert not record.result.holds
