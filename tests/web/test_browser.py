@@ -1,7 +1,6 @@
 """Each page does its main job in a real browser: a server of its own, Chromium, a tiny local model."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import expect
 from tiny import tiny_model
 from web_browser import CHROMIUM, Server, ask, numbers, open_page
+from web_requests import PATIENCE
 
 import patchclamp as pc
 
@@ -34,7 +34,7 @@ def test_the_first_page_is_there_within_three_seconds(tmp_path, tiny_folder):
     try:
         with urllib.request.urlopen(server.address, timeout=10) as answer:
             assert answer.status == 200 and b"<h1>Models</h1>" in answer.read()
-        assert time.monotonic() - began < 3 * float(os.environ.get("PATCHCLAMP_PATIENCE", "2"))
+        assert time.monotonic() - began < 3 * PATIENCE
     finally:
         server.end()
 

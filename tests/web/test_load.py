@@ -1,7 +1,6 @@
 """Many read while a job runs, and none of them notices."""
 
 import asyncio
-import os
 import statistics
 import threading
 import time
@@ -9,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
-from web_requests import TOKEN
+from web_requests import PATIENCE, TOKEN
 
 from patchclamp.web.app import make_app
 
 CLIENTS, REQUESTS, PAUSE = 200, 5, 1.0
 PATHS = ("/lens", "/models", "/runs", "/api/status", "/circuits", "/static/base.js", "/api/runs")
-MEDIAN = 0.1 * float(os.environ.get("PATCHCLAMP_PATIENCE", "1"))
+MEDIAN = 0.1
+"""Seconds for a page."""
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def test_two_hundred_read_while_a_job_runs(bench, port):
             stop.set()
     assert {status for status, _ in seen} == {200}
     assert len(seen) == CLIENTS * REQUESTS
-    assert statistics.median(seconds for _, seconds in seen) < MEDIAN
+    assert statistics.median(seconds for _, seconds in seen) < MEDIAN * PATIENCE
