@@ -1,5 +1,8 @@
 """Who may ask what: host, origin, token, size, and what pages are forbidden."""
 
+import subprocess
+import sys
+
 import pytest
 from starlette.testclient import TestClient
 from web_requests import TOKEN
@@ -91,3 +94,13 @@ def test_a_port_that_is_taken_is_said_to_be(tmp_path, monkeypatch):
         taken.listen()
         with pytest.raises(SpecError, match="cannot listen on"):
             serve(browser=False, port=taken.getsockname()[1])
+
+
+def test_an_allocation_beyond_the_machines_memory_fails_where_it_is_asked_for():
+    """In a process of its own, since the limit stays."""
+    code = ("import os, torch; from patchclamp.web.serve import limit_memory; limit_memory()\n"
+            "most = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')\n"
+            "try: torch.empty(most, dtype=torch.uint8)\n"
+            "except RuntimeError as error: print(error)\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "can't allocate memory" in done.stdout

@@ -16,8 +16,9 @@ from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from patchclamp.errors import SpecError
-from patchclamp.evidence.method import Method, Spec
+from patchclamp.evidence.method import Dtype, Method, Spec
 from patchclamp.evidence.options import Option, options_of, refuse_clashes
+from patchclamp.tasks.files import DEFAULT_MODEL
 
 COMMON = Group("Common options", sort_key=9)
 OUT = "out"
@@ -29,12 +30,12 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    model: str = "smollm2-135m-instruct"
+    model: str = DEFAULT_MODEL
     """The model: an embedded one (`patchclamp models list`), a Hugging Face id, a folder or a .gguf file.
     +sae=FOLDER behind it attaches an autoencoder, whose features are then sites: feature.15.8821."""
     device: str | None = None
     """Where it runs: cpu (if left out), cuda, cuda:1, mps, or auto to spread it over what there is."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+    dtype: Dtype = "float32"
     """Number format of weights and activations: float32 to compare in, auto for the checkpoint's own."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Only for authors you trust."""

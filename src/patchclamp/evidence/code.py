@@ -11,8 +11,7 @@ from typing import Any
 from patchclamp.errors import SpecError
 from patchclamp.evidence.method import NoModel, Spec, get_method, load_language_model
 from patchclamp.evidence.options import Option, options_of, written
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from patchclamp.tasks.files import DEFAULT_MODEL
 
 Said = tuple[str, str | None]
 """An option as it is written, and the text behind it; None behind a flag."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -141,6 +141,8 @@ class Silent:
 
 
 Outcome = tuple[Result, Verdict | None]
+Dtype = Literal["float32", "bfloat16", "float16", "float64", "auto"]
+"""Number formats a model can be loaded in; auto: the checkpoint's own."""
 Loader = Callable[..., Any]
 """What finds and reads a method's model: `(ref, *, dtype, device, device_map, trust_remote_code) -> model`."""
 

@@ -29,8 +29,6 @@ from patchclamp.model.cache import FileStamp, cache_dir, remember_hash, sha256_o
 from patchclamp.model.read import Options, quiet, read_gguf
 from patchclamp.model.wheels import Part
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
 MANIFEST = "patchclamp-manifest.json"
 LAYOUT = 2
 """Raise it when the conversion changes. Each has a folder of its own, so that an older patchclamp on the same

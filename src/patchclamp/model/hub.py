@@ -17,8 +17,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from patchclamp.errors import ModelError
-from patchclamp.model.embedded import DEFAULT_MODEL, EMBEDDED
+from patchclamp.model.embedded import EMBEDDED
 from patchclamp.model.read import PICKLES, gist, has_tokenizer, weight_files
+from patchclamp.tasks.files import DEFAULT_MODEL
 
 TIMEOUT_S = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")

@@ -22,6 +22,8 @@ from patchclamp.errors import FileError
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_file, example_names
 
 HUB_PREFIX = "hf:"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The model that is asked where none is named."""
 ATTACHED = "+sae="
 """In a model's reference, before the folder of an autoencoder."""
 ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from patchclamp.errors import FileError, InputError
+from patchclamp.evidence.method import Dtype
 from patchclamp.evidence.record import write_whole
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
 from patchclamp.tasks.files import PICKLE_SUFFIXES
@@ -44,7 +46,7 @@ class ModelAsked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     ref: str = Field(min_length=1, max_length=1000)
-    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+    dtype: Dtype = "float32"
 
 
 def bench_of(request: Request) -> Workbench:
@@ -152,11 +154,9 @@ async def events(request: Request, name: str) -> Response:
     watched = bench.queue.get(name)
 
     async def changes() -> AsyncIterator[bytes]:
-        from patchclamp.cli.terminal import as_json_text
-
         last = ""
         while True:
-            now = as_json_text(told(bench, watched))
+            now = json.dumps(told(bench, watched))
             if now != last:
                 yield f"data: {now}\n\n".encode()
                 last = now

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from patchclamp.errors import InputError, PatchclampError, StoreError
+from patchclamp.errors import InputError, PatchclampError
 from patchclamp.web.api import api
 from patchclamp.web.bench import Workbench
 from patchclamp.web.guard import Guard
@@ -40,8 +40,7 @@ def make_app(bench: Workbench, token: str, admission: str | None = None) -> Fast
 
 def _wrong(request: Request, error: Exception) -> Response:
     """What a person did wrong, in the words of the exception."""
-    status = 429 if isinstance(error, BusyError) else 409 if isinstance(error, StoreError) else 422
-    status = status if isinstance(error, InputError | StoreError) else 409
+    status = 429 if isinstance(error, BusyError) else 422 if isinstance(error, InputError) else 409
     return JSONResponse({"error": str(error)}, status)
 
 

@@ -9,13 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchclamp.errors import FileError, InputError
-from patchclamp.evidence.code import DEFAULT_MODEL
+from patchclamp.errors import FileError, PatchclampError
 from patchclamp.evidence.method import get_method, load_language_model, methods
 from patchclamp.evidence.provenance import version_of
 from patchclamp.evidence.record import Record, write_whole
 from patchclamp.evidence.store import FILE, Store, replay
-from patchclamp.tasks.files import hash_of_file, hash_of_folder
+from patchclamp.tasks.files import DEFAULT_MODEL, hash_of_file, hash_of_folder
 from patchclamp.web.jobs import Job, JobProgress, Queue
 from patchclamp.web.models import Models
 
@@ -84,7 +83,7 @@ class Workbench:
         for name in _answers(self.store, question.id):
             try:
                 record = self.store.get(name)
-            except InputError:  # damaged, or its method is gone
+            except PatchclampError:  # damaged, or its method is gone
                 continue
             model = self.models.loaded(question.model, question.dtype)
             then = record.provenance
@@ -180,12 +179,10 @@ def _is_unchanged(inputs: Mapping[str, str]) -> bool:
 
 def _is_there(question: Question) -> bool:
     """Whether every file the question names still exists, so that what a run wrote can be used."""
-    from patchclamp.evidence.options import options_of
+    from patchclamp.web.question import files_named
 
-    values = question.spec.model_dump(mode="json", by_alias=True)
-    names = [value for option in options_of(question.method.spec, question.method.name) if option.held.path
-             for value in (values[option.field] if isinstance(values[option.field], list) else [values[option.field]])]
-    return all(Path(name).exists() for name in names if isinstance(name, str) and Path(name).is_absolute())
+    names = map(Path, files_named(question.method, question.spec))
+    return all(path.exists() for path in names if path.is_absolute())
 
 
 def safe_name(name: str) -> str:

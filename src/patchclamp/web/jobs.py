@@ -65,8 +65,6 @@ class Job(BaseModel):
     record: str | None = None
     """Id of the record it made."""
     error: str | None = None
-    input_is_wrong: bool = False
-    """Whether the error is the question's."""
     created: AwareDatetime
     started: AwareDatetime | None = None
     ended: AwareDatetime | None = None
@@ -216,7 +214,7 @@ class Queue:
             except Cancelled:
                 self._move(job, "cancelled")
             except PatchclampError as error:
-                job.error, job.input_is_wrong = str(error), isinstance(error, InputError)
+                job.error = str(error)
                 self._move(job, "failed")
             except MemoryError as error:
                 job.error = f"memory is short: {error or 'an array did not fit'}; ask for less, or unload a model"

@@ -13,19 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from patchclamp.errors import FileError, InputError, SpecError
-from patchclamp.evidence.code import DEFAULT_MODEL, command_line, python_code, said_of
-from patchclamp.evidence.method import Method, NoModel, Spec, get_method, load_nothing
+from patchclamp.errors import FileError, SpecError
+from patchclamp.evidence.code import command_line, python_code, said_of
+from patchclamp.evidence.method import Dtype, Method, NoModel, Spec, get_method, load_nothing
 from patchclamp.evidence.options import Option, options_of
 from patchclamp.evidence.record import strict
 from patchclamp.tasks.examples import EXAMPLE_PREFIX
-from patchclamp.tasks.files import ATTACHED, HUB_PREFIX
+from patchclamp.tasks.files import ATTACHED, DEFAULT_MODEL, HUB_PREFIX
 
 Given = Mapping[str, Sequence[str]]
 """Texts by the option's name without its dashes."""
-DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+DTYPES = get_args(Dtype)
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,17 @@ def read_question(given: Given, folders: Sequence[Path], offered: Sequence[str] 
             if text.startswith("@") and "string" not in option.held.kinds:  # JSON in a file
                 check_inside(text[1:], folders)
     spec = method.make_spec(**_values(method.name, options, given))
-    for option in options:
-        if option.held.path:
-            for name in _texts(getattr(spec, _attribute(method.spec, option.field))):
-                check_inside(name, folders)
+    for name in files_named(method, spec):
+        check_inside(name, folders)
     ref = NoModel.ref if method.load is load_nothing else read_model(model, folders, offered)
     return Question(method, spec, ref, dtype)
+
+
+def files_named(method: Method, spec: Spec) -> list[str]:
+    """What a question's fields name of files and folders, as they are in the specification."""
+    values = spec.model_dump(mode="json", by_alias=True)
+    held = [values[option.field] for option in options_of(method.spec, method.name) if option.held.path]
+    return [name for value in held for name in (value if isinstance(value, list) else [value]) if name is not None]
 
 
 def read_model(ref: str, folders: Sequence[Path], offered: Sequence[str] = ()) -> str:
@@ -141,18 +146,3 @@ def _values(method: str, options: Sequence[Option], given: dict[str, Sequence[st
 
 def _last(texts: Sequence[str]) -> str | None:
     return texts[-1] if texts else None
-
-
-def _attribute(spec: type[Spec], field: str) -> str:
-    """The attribute of a field that is given under its alias."""
-    return next((name for name, info in spec.model_fields.items() if (info.alias or name) == field), field)
-
-
-def _texts(value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, str | Path):
-        return [str(value)]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [text for item in value for text in _texts(item)]
-    raise InputError(f"a file's name has to be a text, not {type(value).__name__}")

@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from patchclamp.errors import FileError, SpecError
-from patchclamp.evidence.code import DEFAULT_MODEL
 from patchclamp.evidence.store import Store
-from patchclamp.tasks.files import ATTACHED
+from patchclamp.tasks.files import ATTACHED, DEFAULT_MODEL
 from patchclamp.web.guard import LOOPBACK
 
 FIRST_PORT = 8765

@@ -53,14 +53,9 @@ class Shown:
         filled = self.templates.get_template(template).render(
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
             methods=methods, pages=NAVIGATION, token=self.token, import_map=IMPORT_MAP,
-            offered=list(dict.fromkeys([*self.bench.offered, *_embedded()])), dtypes=DTYPES,
+            default=self.bench.offered[0], dtypes=DTYPES,
         )
         return filled.encode()
-
-
-def _embedded() -> list[str]:
-    """Names of the embedded models, without importing what loads them."""
-    return ["smollm2-135m-instruct", "gemma-3-270m"]
 
 
 def methods_of(page: Page, language: str = "en") -> list[dict[str, Any]]:

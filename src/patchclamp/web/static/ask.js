@@ -1,6 +1,6 @@
 // Pages that ask methods: one form at a time, the question in the address, the answer below.
 import { complain, el, fetched, t } from "./base.js";
-import { asQuery, fill, offerFiles, read, uploads } from "./form.js";
+import { asQuery, fill, offerFiles, offerModels, read, uploads } from "./form.js";
 import { follow } from "./jobs.js";
 import { code, show } from "./result.js";
 
@@ -17,6 +17,7 @@ export async function askPage() {
   }
   addEventListener("popstate", () => fromAddress(sections));
   offerFiles().catch(() => undefined);
+  offerModels().catch(() => undefined);
   await fromAddress(sections);
 }
 

@@ -1,5 +1,5 @@
 // A method's form and the parameters of an address: the same texts by the same names.
-import { fetched, t } from "./base.js";
+import { el, fetched, t } from "./base.js";
 
 /** @typedef {Record<string, string[]>} Values */
 
@@ -88,10 +88,21 @@ export function asQuery(values) {
 
 /** What the inputs for files offer. */
 export async function offerFiles() {
-  const list = document.getElementById("files");
-  if (!list) return;
   const { files, examples } = await fetched("/api/files");
-  list.replaceChildren(...[...files, ...examples].map((name) => Object.assign(document.createElement("option"), { value: name })));
+  offer("files", [...files, ...examples]);
+}
+
+/** What the inputs for models offer. */
+export async function offerModels() {
+  offer("offered", (await fetched("/api/models")).offered);
+}
+
+/**
+ * @param {string} id
+ * @param {string[]} names
+ */
+function offer(id, names) {
+  document.getElementById(id)?.replaceChildren(...names.map((name) => el("option", { value: name })));
 }
 
 /**

@@ -1,5 +1,6 @@
 // The models: which there are, which are in memory, and what is known of them.
 import { complain, el, fetched, shown, t, table } from "./base.js";
+import { offerModels } from "./form.js";
 import { follow } from "./jobs.js";
 
 /** Get the models page going. */
@@ -20,6 +21,7 @@ export async function modelsPage() {
     event.preventDefault();
     load(/** @type {HTMLInputElement} */ (document.getElementById("other-ref")).value, /** @type {HTMLSelectElement} */ (document.getElementById("other-dtype")).value);
   });
+  offerModels().catch(() => undefined);
   await refresh(load);
   await untilReady(panel);
   await refresh(load);
