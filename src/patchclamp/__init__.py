@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from patchclamp.relations.linear import LinearRelation, load_relation
     from patchclamp.relations.table import table_of_relations
     from patchclamp.sae.attribute import attribute_features
+    from patchclamp.sae.browse import browse_features
     from patchclamp.sae.compare import compare_autoencoders
     from patchclamp.sae.convert import convert_autoencoder
     from patchclamp.sae.evaluate import evaluate_autoencoder
@@ -105,6 +106,7 @@ _HOME = {
     "attribute_lens": "relations.lens",
     "attribute_neurons": "neurons.attribute",
     "bake_vector": "vectors.bake",
+    "browse_features": "sae.browse",
     "compare_autoencoders": "sae.compare",
     "compose_vectors": "vectors.compose",
     "convert_autoencoder": "sae.convert",
@@ -197,6 +199,7 @@ __all__ = [
     "attribute_lens",
     "attribute_neurons",
     "bake_vector",
+    "browse_features",
     "compare_autoencoders",
     "compose_vectors",
     "convert_autoencoder",

@@ -40,10 +40,11 @@ DRAWN_ELSEWHERE = {"lens.language", "lens.patchscope", "lens.multihop", "lens.st
                    "vectors.find",
                    "vectors.select", "vectors.evaluate", "vectors.read", "vectors.apply", "vectors.bake",
                    "vectors.task", "vectors.compose", "vectors.show", "neurons.images", "sae.harvest", "sae.train",
-                   "sae.convert", "sae.evaluate", "sae.index", "sae.show", "sae.search", "sae.find", "sae.steer",
-                   "sae.attribute", "sae.compare", "sae.plan", "relations.fit", "relations.evaluate", "relations.edit",
-                   "relations.lens", "relations.table", "circuits.find", "circuits.show", "circuits.task",
-                   "circuits.verify", "circuits.score", "circuits.evaluate", "circuits.heads", "circuits.flow"}
+                   "sae.convert", "sae.evaluate", "sae.index", "sae.show", "sae.browse", "sae.search", "sae.find",
+                   "sae.steer", "sae.attribute", "sae.compare", "sae.plan", "relations.fit", "relations.evaluate",
+                   "relations.edit", "relations.lens", "relations.table", "circuits.find", "circuits.show",
+                   "circuits.task", "circuits.verify", "circuits.score", "circuits.evaluate",
+                   "circuits.heads", "circuits.flow"}
 """They need words, facts or a corpus in a real tokenizer's tokens, or pictures; their own tests draw them."""
 
 

@@ -13,6 +13,7 @@ from patchclamp.errors import FileError, SpecError
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 from patchclamp.neurons.examples import examples
 from patchclamp.neurons.index import index as index_neurons
+from patchclamp.sae.browse import browse_features
 from patchclamp.sae.find import find_features
 from patchclamp.sae.index import index_features
 from patchclamp.sae.neighbours import neighbours
@@ -152,6 +153,42 @@ def test_a_word_finds_the_features_that_promote_it(made, sae, tmp_path):
     assert record.save(tmp_path / "s.svg").read_text().startswith("<svg")
 
 
+def test_features_are_listed_in_the_order_asked_for(made, sae, brute, tmp_path):
+    """Brute force: shares, maxima and the tokens at the maxima, from every code."""
+    own = brute[:, 1:].reshape(-1, L)
+    active, high = (own > 0).mean(0), own.max(0)
+    alive = np.flatnonzero(active)
+
+    def listed(**fields):
+        record = browse_features(unattached(), index=made[1], sae=sae, **fields)
+        return record, [pc.Site.parse(one.feature).unit for one in record.result.features]
+
+    record, by_share = listed(order="active")
+    assert record.verdict is None and record.result.alive == len(alive) == record.result.matching < L
+    assert active[by_share].tolist() == sorted(active[alive], reverse=True)
+    assert [one.active for one in record.result.features] == pytest.approx(active[by_share])
+    assert active[listed(order="rare")[1]].tolist() == sorted(active[alive])
+    strong, units = listed(order="strong")
+    assert [one.high for one in strong.result.features] == pytest.approx(sorted(high[alive], reverse=True), rel=1e-3)
+    assert listed(order="number")[1] == alive.tolist()
+    assert listed(order="number", limit=4, skip=3)[1] == alive[3:7].tolist()
+    index = Index(made[1])
+    for one, unit in zip(strong.result.features, units, strict=True):
+        peak = index.units(pc.Site.parse("feature:codes.1"), [unit])[0].top[0]
+        assert one.peaks[0] == unattached().say(index.windows([peak.window])[0][peak.position])
+    assert len(strong.table()) == len(alive)
+    assert strong.save(tmp_path / "b.svg").read_text().startswith("<svg")
+
+
+def test_only_features_that_go_with_a_text_are_listed(made, sae):
+    everything = browse_features(unattached(), index=made[1], sae=sae).result.features
+    expected = {one.feature for one in everything if any("w1" in word for word in (*one.peaks, *one.promotes))}
+    found = browse_features(unattached(), index=made[1], sae=sae, contains="W1").result
+    assert {one.feature for one in found.features} == expected and 0 < found.matching == len(expected) < found.alive
+    nothing = browse_features(unattached(), index=made[1], sae=sae, contains="no such word")
+    assert nothing.result.features == [] and nothing.table().empty and nothing.chart() is not None
+
+
 def test_the_feature_that_is_a_label_is_found(sae, tmp_path):
     """Texts are labelled by whether one feature is active in them, so that one is found."""
     model, autoencoder = unattached(), Autoencoder.load(sae)
@@ -184,6 +221,7 @@ def test_several_processes_make_the_same_index(corpus, model_folder, tmp_path, s
     (lambda m, i, s: show_features(m, features=["3", "3"], index=i, sae=s), SpecError, "named twice"),
     (lambda m, i, s: show_features(m, features=["neuron.1.3"], index=i, sae=s), SpecError, "no feature of"),
     (lambda m, i, s: show_features(m, features=["3"], index=i), SpecError, "which autoencoder"),
+    (lambda m, i, s: browse_features(m, index=i, sae=s, skip=40), SpecError, "leaves out all 39"),
     (lambda m, i, s: search_features(m, text="w1", index="nowhere", sae=s), FileError, "no folder"),
     (lambda m, i, s: find_features(m, source="nowhere.csv", sae=s), FileError, "nowhere.csv"),
 ])

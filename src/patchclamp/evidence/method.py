@@ -68,6 +68,7 @@ BUILT_IN = (
     "patchclamp.sae.evaluate",
     "patchclamp.sae.compare",
     "patchclamp.sae.index",
+    "patchclamp.sae.browse",
     "patchclamp.sae.show",
     "patchclamp.sae.search",
     "patchclamp.sae.find",

@@ -116,13 +116,13 @@ class Features:
                          (("promoted", "promoted_logit"), ("suppressed", "suppressed_logit"),
                           ("neighbour", "neighbour_cosine"))))
 
-    def promoting(self, tokens: set[int]) -> dict[int, float]:
-        """Features that have one of these tokens among the ten they promote most, and by how much."""
+    def promoting(self, tokens: set[int], best: int = TOKENS) -> dict[int, float]:
+        """Features that have one of these tokens among the so many they promote most, and by how much."""
         import numpy as np
 
-        ids_LT = np.array(self._table["promoted"].to_pylist()).reshape(len(self._table), -1)
-        logits_LT = np.array(self._table["promoted_logit"].to_pylist()).reshape(ids_LT.shape)
+        ids_LT = np.array(self._table["promoted"].to_pylist()).reshape(len(self._table), -1)[:, :best]
+        logits_LT = np.array(self._table["promoted_logit"].to_pylist()).reshape(len(self._table), -1)[:, :best]
         hits_LT = np.where(np.isin(ids_LT, list(tokens)), logits_LT, -np.inf)
-        best_L = hits_LT.max(1)
-        return {int(unit): float(best_L[unit]) for unit in np.flatnonzero(np.isfinite(best_L))}
+        most_L = hits_LT.max(1)
+        return {int(unit): float(most_L[unit]) for unit in np.flatnonzero(np.isfinite(most_L))}
 
