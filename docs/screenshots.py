@@ -25,8 +25,7 @@ ASKED: dict[str, dict[str, object]] = {
                 "where": "number=plural", "limit": 16},
     "vectors": {"method": "vectors.find", "model": "smollm2-135m-instruct", "source": "refusal",
                 "save": "refusal.safetensors"},
-    "dictionary": {"method": "sae.train", "model": "smollm2-135m-instruct", "store": "store", "out": "dictionary",
-                   "latents": 512, "k": 16, "steps": 150, "batch": 256},
+    "dictionary": {"method": "sae.browse", "model": "smollm2-135m-instruct", "index": "index", "sae": "dictionary"},
     "relations": {"method": "relations.fit", "model": "gemma-3-270m", "relation": "example:relations/country-capital"},
     "circuits": {"method": "circuits.show", "model": "gemma-3-270m", "certificate": "ioi"},
     "patch": {"method": "circuits.patch", "model": "smollm2-135m-instruct", "clean": IOI,
@@ -34,8 +33,12 @@ ASKED: dict[str, dict[str, object]] = {
 }
 BEFORE: dict[str, list[dict[str, object]]] = {
     "dictionary": [{"method": "sae.harvest", "model": "smollm2-135m-instruct", "corpus": "corpus.txt", "store": "store",
-                    "site": "resid.15", "tokens": 12000, "shard": 8}],
-    "circuits": [{"method": "circuits.find", "model": "gemma-3-270m", "task": "ioi", "out": "ioi", "controls": 4}],
+                    "site": "resid.15", "tokens": 60000, "shard": 16},
+                   {"method": "sae.train", "model": "smollm2-135m-instruct", "store": "store", "out": "dictionary",
+                    "latents": 1024, "k": 16, "steps": 300, "batch": 512},
+                   {"method": "sae.index", "model": "smollm2-135m-instruct", "corpus": "corpus.txt", "save": "index",
+                    "sae": "dictionary", "tokens": 20000, "shard": 16}],
+    "circuits": [{"method": "circuits.find", "model": "gemma-3-270m", "task": "ioi", "out": "ioi"}],
 }
 
 
@@ -58,14 +61,14 @@ def steer(page: Page) -> None:
 
 def shots(browser: Browser, address: str, theme: str) -> None:
     """All pages in one theme; questions that were asked already are not asked again."""
-    context = browser.new_context(base_url=address, viewport={"width": 1200, "height": 860})
+    context = browser.new_context(base_url=address, viewport={"width": 1440, "height": 1000}, reduced_motion="reduce")
     context.add_init_script(f"localStorage.setItem('theme', '{theme}')")
     page = context.new_page()
     for name in ("models", *ASKED, "tour", "runs"):
         if name in ASKED:
             for values in (*BEFORE.get(name, ()), ASKED[name]):
                 ask(page, name, values)
-            page.locator("section.method:visible .verdict").scroll_into_view_if_needed()
+            page.evaluate("document.querySelector('section.method:not([hidden]) .result').scrollIntoView()")
             if name == "vectors":
                 steer(page)
                 page.evaluate("scrollTo(0, 0)")

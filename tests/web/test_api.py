@@ -11,6 +11,7 @@ from web_requests import TOKEN, finished
 import patchclamp as pc
 from patchclamp.web.app import make_app
 from patchclamp.web.jobs import PER_MINUTE, WAITING_EACH
+from patchclamp.web.pages import DICTIONARY_STEPS, STARTS, page_of
 
 PROMPT = "w1 w2 w3"
 
@@ -55,6 +56,20 @@ def test_an_address_says_the_whole_question(ask, client, tiny_folder):
     answer = client.get("/api/answer", params=view["query"])
     assert answer.json()["record"] == name
     assert "lens logit 'w1 w2 w3' --watch w5 --position all" in answer.json()["code"]["command"]
+
+
+@pytest.mark.parametrize("address", [
+    *STARTS.values(), *(f"/dictionary?method={method}&{fields}" for method, fields in DICTIONARY_STEPS.items())])
+def test_what_the_pages_offer_to_begin_with_are_questions(client, address):
+    page, _, query = address.partition("?")
+    answer = client.get(f"/api/answer?{query}")
+    assert answer.status_code == 200 and answer.json()["code"]["command"].startswith("patchclamp ")
+    assert page.strip("/") == page_of(dict(answer.json()["query"])["method"])
+
+
+def test_a_list_of_records_says_what_was_asked(ask, client, tiny_folder):
+    name = ask("lens.logit", tiny_folder, prompt=PROMPT, watch=["w7"])
+    assert {run["id"]: run["asked"] for run in client.get("/api/runs").json()["runs"]}[name] == PROMPT
 
 
 def test_a_view_has_chart_table_and_code(ask, client, tiny_folder):

@@ -125,6 +125,17 @@ def test_a_dictionary_is_trained_with_what_was_harvested(page, server):
                   steps="30", batch="64")
     assert (server.files / "dictionary" / "autoencoder.safetensors").is_file()
     assert section.locator("canvas").is_visible()
+    ask(page, "/dictionary?method=sae.index", corpus="corpus.txt", save="index", sae="dictionary", length="16",
+        shard="40")
+    section = ask(page, "/dictionary?method=sae.browse", index="index", sae="dictionary", contains="w4")
+    rows = numbers(section)
+    assert rows and all("w4" in f"{row[3]} {row[4]}" for row in rows)
+    section.get_by_role("link", name=rows[0][0]).click()
+    page.wait_for_selector("body[data-ready=true]")
+    section = page.locator("section.method:visible")
+    expect(section.get_by_label("features required")).to_have_value(rows[0][0])
+    section.get_by_role("button", name="Run", exact=True).click()
+    expect(section.locator(".passage").first).to_be_visible()
 
 
 def test_a_circuit_is_found_and_drawn(page, server):

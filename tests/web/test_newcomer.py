@@ -56,3 +56,16 @@ def test_a_relation_is_fitted(page):
     section = ask(page, "/relations?method=relations.fit&model=gemma-3-270m", seconds=240,
                   relation="example:relations/country-capital", samples="3", limit="12")
     assert section.locator("canvas").is_visible()
+
+
+def test_a_stop_of_the_tour_is_taken(page, server):
+    open_page(page, "/tour")
+    expect(page.get_by_text("0 of 60 stops were taken")).to_be_visible()
+    page.get_by_role("button", name="Run this stop: The logit lens").click()
+    lens = page.get_by_role("region", name="Lens")
+    expect(lens.locator("summary .outcome.supported")).to_be_visible(timeout=120_000)
+    expect(lens.locator("canvas")).to_be_visible()
+    expect(page.get_by_text("1 of 60 stops were taken")).to_be_visible()
+    with page.expect_download() as downloaded:
+        page.get_by_role("link", name="The whole report on one page").click()
+    assert "The logit lens: first Poland, then Warsaw" in Path(downloaded.value.path()).read_text()

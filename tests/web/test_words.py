@@ -6,9 +6,10 @@ from importlib.resources import files
 
 import pytest
 
-from patchclamp.evidence.method import BUILT_IN, methods
+from patchclamp.evidence.method import BUILT_IN, get_method, methods
+from patchclamp.web.forms import fields_of
 from patchclamp.web.pages import NAVIGATION, PAGES, page_of
-from patchclamp.web.words import LANGUAGES, language_of, title_of, words
+from patchclamp.web.words import LANGUAGES, label_of, language_of, title_of, words
 
 WEB = files("patchclamp.web")
 
@@ -36,6 +37,14 @@ def test_every_method_of_ours_stands_on_a_page_and_has_a_title_in_both_languages
     ours = {name for name, method in methods().items() if method.function.__module__ in BUILT_IN}
     assert ours == {name for page in PAGES.values() for name in page.methods} == set(data)
     assert all(page_of(name) in PAGES for name in ours)
+
+
+def test_every_field_has_a_name_in_chinese():
+    named = json.loads((WEB / "words.json").read_text())["fields"]
+    methods = [get_method(name) for page in PAGES.values() for name in page.methods]
+    assert {field.name for method in methods for field in fields_of(method)} == set(named)
+    assert label_of("max new tokens", "zh") == f"{named['max-new-tokens']} max new tokens"
+    assert label_of("max new tokens", "en") == label_of("max new tokens", "xx") == "max new tokens"
 
 
 @pytest.mark.parametrize(("cookie", "accepted", "language"), [

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import textwrap
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ FILE = "record.json"
 OLDEST = datetime.min.replace(tzinfo=UTC)
 """Where entries without a readable date are sorted."""
 ABSENT = "(absent)"
+MOST_SHOWN = 80
+"""Characters of what was asked, in a list."""
 
 
 Change = tuple[str, Any, Any]
@@ -51,6 +54,8 @@ class Summary(BaseModel):
     """Name of the method."""
     model: str | None = None
     """Short name of the model."""
+    asked: str | None = None
+    """The first text of what was asked, such as the prompt, shortened."""
     started: datetime | None = None
     """When it was run."""
     outcome: str | None = None
@@ -307,9 +312,17 @@ def _summary(path: Path, modified: int, size: int) -> Summary:
             id=name,
             method=data["method"],
             model=data["provenance"]["name"],
+            asked=_first_text(data["spec"]),
             started=data["provenance"]["started"],
             outcome=verdict.get("outcome"),
             reason=verdict.get("reason"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Summary(id=name, problem=f"{FILE} is damaged: {error!r}")
+
+
+def _first_text(spec: dict[str, Any]) -> str | None:
+    """The first text among a specification's values; of a file its name alone."""
+    firsts = (value[0] if isinstance(value, list) and value else value for value in spec.values())
+    text = next((value for value in firsts if isinstance(value, str) and value.strip()), None)
+    return text and textwrap.shorten(Path(text).name if text.startswith("/") else text, MOST_SHOWN, placeholder=" …")

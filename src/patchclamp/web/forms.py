@@ -12,6 +12,8 @@ from patchclamp.evidence.options import Option, options_of, written
 Widget = Literal["check", "choice", "choices", "number", "file", "files", "lines", "json", "area", "text"]
 LONG = ("prompt", "prompts", "text", "clean", "corrupted", "passage", "beside", "question")
 """Fields whose text is rather a paragraph."""
+NOT_UPLOADED = ("save", "out", "dot", "store", "stores", "index", "sae", "saes")
+"""Fields whose file is written, or which name a folder: there is nothing for a browser to upload."""
 SHOWN = 5
 """Fields that are shown at once, and all that have to be given."""
 
@@ -39,6 +41,11 @@ class Field:
     @property
     def label(self) -> str:
         return self.name.replace("-", " ")
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether a file can be uploaded for it."""
+        return self.widget in ("file", "files") and self.name not in NOT_UPLOADED
 
 
 def fields_of(method: Method) -> list[Field]:

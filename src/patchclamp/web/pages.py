@@ -35,6 +35,28 @@ NAVIGATION = ("models", *PAGES, "runs", "tour")
 """All pages, in the order of the navigation."""
 
 
+STARTS: Mapping[str, str] = {
+    "warsaw": "/lens?method=lens.logit&model=gemma-3-270m&prompt=The+capital+of+Poland+is+the+city+of"
+              "&watch=+Warsaw&watch=+Poland&position=all",
+    "refusal": "/vectors?method=vectors.find&model=smollm2-135m-instruct&source=refusal&save=refusal.safetensors",
+    "neuron": "/neurons?method=neurons.examples&model=smollm2-135m-instruct&sites=neuron.19.1044",
+    "fact": "/relations?method=relations.edit&model=gemma-3-270m&relation=example:relations/country-capital"
+            "&subject=Poland&to-object-of=Japan",
+    "circuit": "/circuits?method=circuits.find&model=gemma-3-270m&task=ioi&out=ioi",
+    "patch": "/patch?method=circuits.patch&model=smollm2-135m-instruct"
+             "&clean=John+and+Mary+went+to+the+park,+John+gave+a+drink+to"
+             "&corrupted=John+and+Mary+went+to+the+park,+Mary+gave+a+drink+to&answer=+Mary&distractor=+John",
+}
+"""Questions to begin with, as addresses; what each is about is in `words`."""
+
+DICTIONARY_STEPS: Mapping[str, str] = {
+    "sae.harvest": "corpus=example:neutral&store=store&site=resid.15",
+    "sae.train": "store=store&out=dictionary",
+    "sae.index": "corpus=example:neutral&save=index&sae=dictionary",
+    "sae.browse": "index=index&sae=dictionary",
+}
+"""From a text to a list of features: each step's fields name what the one before made."""
+
 RESUMABLE = ("sae.train", "sae.harvest", "sae.index", "neurons.index", "lens.tuned.train", "relations.evaluate")
 """Methods that go on from what they kept on disk when they are asked the same again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -10,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from patchclamp.errors import InputError
+from patchclamp.errors import FileError, InputError
 from patchclamp.evidence.record import content_id
 from patchclamp.web.api import bench_of, models
 from patchclamp.web.bench import TOUR, Workbench
 from patchclamp.web.forms import fields_of
 from patchclamp.web.guard import IMPORT_MAP
-from patchclamp.web.pages import NAVIGATION, PAGES, Page, page_of
+from patchclamp.web.pages import DICTIONARY_STEPS, NAVIGATION, PAGES, STARTS, Page, page_of
 from patchclamp.web.question import DTYPES, Question
 from patchclamp.web.runs import list_runs
 from patchclamp.web.views import compared
-from patchclamp.web.words import language_of, title_of, word, words
+from patchclamp.web.words import label_of, language_of, title_of, word, words
 
 if TYPE_CHECKING:
     from patchclamp.evidence.method import Method
@@ -39,6 +41,7 @@ class Shown:
         self.bench, self.token = bench, token
         self.templates = Environment(loader=PackageLoader("patchclamp.web"), autoescape=True, undefined=StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True)
+        self.templates.filters["marked"] = marked
         self.made = lru_cache(maxsize=64)(self._made)
 
     def page(self, template: str, language: str, name: str) -> bytes:
@@ -52,10 +55,24 @@ class Shown:
         methods = methods_of(page, language) if page and template != "starting.html" else []
         filled = self.templates.get_template(template).render(
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
-            methods=methods, pages=NAVIGATION, token=self.token, import_map=IMPORT_MAP,
-            default=self.bench.offered[0], dtypes=DTYPES,
+            methods=methods, titles={one["name"]: one["title"] for one in methods},
+            label=partial(label_of, language=language), starts=STARTS, steps=DICTIONARY_STEPS, tour_folder=TOUR,
+            feature_stop=_stop_of("sae.show") if methods else None, pages=NAVIGATION, token=self.token,
+            import_map=IMPORT_MAP, default=self.bench.offered[0], dtypes=DTYPES,
         )
         return filled.encode()
+
+
+def marked(text: str) -> Markup:
+    """A docstring's text with what stands between backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _stop_of(method: str) -> int:
+    """The first stop of the tour that asks by a method."""
+    from patchclamp.tour import STOPS
+
+    return next(number for number, stop in enumerate(STOPS, 1) if stop.method == method)
 
 
 def methods_of(page: Page, language: str = "en") -> list[dict[str, Any]]:
@@ -186,9 +203,18 @@ def tour_twin(request: Request) -> dict[str, Any]:
         path = bench.files / TOUR / "records" / f"{number:02}-{stop.method}.json"
         record = json.loads(path.read_bytes()) if path.is_file() else None
         stops.append({"number": number, "heading": stop.heading, "question": stop.question, "model": stop.model,
-                      "method": stop.method, "record": record and content_id(record),
+                      "method": stop.method, "page": page_of(stop.method), "record": record and content_id(record),
                       "verdict": record and record["verdict"]})
-    return {"title": word("tour", "en"), "stops": stops}
+    return {"title": word("tour", "en"), "report": (bench.files / TOUR / "report.html").is_file(), "stops": stops}
+
+
+@shown.get("/tour/report")
+def tour_report(request: Request) -> Response:
+    """The whole report as a file: one page that needs nothing else, and runs its own scripts."""
+    path = bench_of(request).files / TOUR / "report.html"
+    if not path.is_file():
+        raise FileError("there is no report yet; run a stop of the tour")
+    return FileResponse(path, filename="patchclamp-tour.html", media_type="text/html")
 
 
 @shown.post("/api/tour/{number}")

@@ -27,6 +27,12 @@ def words(language: str) -> dict[str, str]:
     return {key: both[language] for key, both in _data()["interface"].items()}
 
 
+def label_of(name: str, language: str) -> str:
+    """What a field is called, by its name; in English that is its name, which the command line has, too."""
+    translated = _data()["fields"].get(name.replace(" ", "-")) if language == "zh" else None
+    return f"{translated} {name}" if translated else name
+
+
 def title_of(method: str, summary: str, language: str) -> str:
     """A method's title; of one from another package its first line, up to where that begins to explain."""
     translated = _data()["methods"].get(method, {}).get(language)

@@ -103,7 +103,11 @@ async function ask(section, form, method) {
       if (ended.state === "failed") throw new Error(ended.error);
       id = ended.record;
     }
-    if (id) await shownIn(section, id);
+    if (id) {
+      await shownIn(section, id);
+      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      section.querySelector(".result")?.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+    }
     offerFiles().catch(() => undefined);
   } catch (error) {
     complain(section, error);

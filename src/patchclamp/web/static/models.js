@@ -5,7 +5,7 @@ import { follow } from "./jobs.js";
 
 /** Get the models page going. */
 export async function modelsPage() {
-  const panel = /** @type {HTMLElement} */ (document.querySelector("main section"));
+  const panel = /** @type {HTMLElement} */ (document.getElementById("other")?.closest("section"));
   const status = /** @type {HTMLElement} */ (panel.querySelector(".job"));
   const load = async (/** @type {string} */ ref, /** @type {string} */ dtype) => {
     complain(panel, null);
@@ -46,7 +46,7 @@ async function refresh(load) {
   const { embedded, loaded, memory_mb: memory } = await fetched("/api/models");
   const inMemory = new Set(loaded.map((/** @type {any} */ one) => one.ref));
   document.getElementById("embedded")?.replaceChildren(table(
-    [t("name"), "", "", ""],
+    [t("name"), t("summary"), t("where"), ""],
     embedded.map((/** @type {any} */ one) => [el("strong", {}, one.name), one.summary,
       `${one.cached ? t("on disk") : t("to download", { mb: one.download_mb })} · ${one.licence}`,
       inMemory.has(one.name) ? t("loaded") : el("button", { type: "button", "aria-label": `${t("load")} ${one.name}`, onclick: () => load(one.name, "float32") }, t("load"))]),
@@ -72,6 +72,6 @@ function told(one, load) {
   const head = one.identities.length ? Object.keys(one.identities[0]) : [];
   return el("article", {}, el("h3", {}, `${one.name} · ${one.dtype} · ${one.device} · ${one.megabytes} MB`),
     el("p", {}, el("code", {}, one.weights_hash.slice(0, 12)), " ", el("button", { type: "button", "aria-label": `${t("unload")} ${one.name}`, onclick: unload }, t("unload"))),
-    el("details", { open: true }, el("summary", {}, t("anatomy")), table([t("what"), ""], facts, t("anatomy"))),
+    el("details", { open: true }, el("summary", {}, t("anatomy")), table([t("what"), t("value")], facts, t("anatomy"))),
     el("details", {}, el("summary", {}, t("identities")), table(head, proved, t("identities"))));
 }

@@ -40,9 +40,13 @@ async function chart(place, view, onclick) {
   const holder = el("div", { class: "chart", tabindex: "0", role: "region", "aria-label": t("chart") });
   const larger = el("button", { type: "button", class: "maximise", onclick: () => enlarge(view) }, t("maximise"));
   place.append(el("div", { class: "chart-panel" }, larger, holder));
+  const lead = (/** @type {Record<string, any>} */ datum) => {
+    const unit = Object.values(datum).find((value) => typeof value === "string" && UNIT.test(value));
+    if (unit) location.href = unitAddress(unit, view);
+  };
   await draw(holder, view.chart, {
     label: `${t("chart")}: ${view.method}`,
-    onclick: onclick && ((datum, event) => onclick(datum, event, view)),
+    onclick: onclick ? (datum, event) => onclick(datum, event, view) : lead,
   });
 }
 
@@ -98,10 +102,27 @@ function numbers(data, view) {
  * @param {any} view
  */
 function unitLink(unit, view) {
+  return el("a", { href: unitAddress(unit, view) }, unit);
+}
+
+/**
+ * The question what a neuron or feature responds to, asked of the same model and index.
+ * @param {string} unit
+ * @param {any} view
+ */
+function unitAddress(unit, view) {
   const site = unit.split("@")[0];
-  const common = { model: view.provenance.model, ...(view.spec.index ? { index: view.spec.index } : {}) };
-  const asked = site.startsWith("feature") ? { method: "sae.show", features: site } : { method: "neurons.examples", sites: site };
-  return el("a", { href: `/ask?${new URLSearchParams({ ...common, ...asked })}` }, unit);
+  const query = new URLSearchParams({ model: view.provenance.model });
+  for (const name of ["index", "sae"]) if (typeof view.spec[name] === "string") query.set(name, view.spec[name]);
+  if (site.startsWith("feature")) {
+    query.set("method", "sae.show");
+    query.set("features", site);
+  } else {
+    query.set("method", "neurons.examples");
+    query.set("sites", site);
+    query.delete("sae");
+  }
+  return `/ask?${query}`;
 }
 
 /** @param {{command: string, python: string}} both */

@@ -12,8 +12,8 @@ export async function runsPage() {
     const wanted = filter.value.toLowerCase();
     const rows = runs.filter((/** @type {any} */ run) => JSON.stringify(run).toLowerCase().includes(wanted));
     document.getElementById("runs")?.replaceChildren(rows.length ? table(
-      [t("open"), t("method"), t("model"), t("when"), t("outcome"), ""],
-      rows.map((/** @type {any} */ run) => [el("a", { href: `/runs/${run.id}` }, run.id), run.method ?? "", run.model ?? "",
+      [t("open"), t("method"), t("question asked"), t("model"), t("when"), t("outcome"), ""],
+      rows.map((/** @type {any} */ run) => [el("a", { href: `/runs/${run.id}` }, run.id), run.method ?? "", run.asked ?? "", run.model ?? "",
         run.started ? new Date(run.started).toLocaleString() : "",
         el("span", { class: (run.outcome ?? "").replace(" ", "-"), title: run.reason ?? "" }, run.problem ?? (run.outcome ? t(run.outcome) : "")),
         el("button", { type: "button", "aria-label": `${t("delete")} ${run.id}`, onclick: () => remove(run.id) }, t("delete"))]), t("runs"))
@@ -39,7 +39,7 @@ async function jobsTable() {
       fetched(`/api/jobs/${job.id}/${to}`, { method: "POST" }).then(jobsTable);
     } }, t(to)) : "";
   };
-  place.replaceChildren(jobs.length ? table([t("what"), t("model"), "", t("outcome"), ""], jobs.slice(0, 40).map((/** @type {any} */ job) => [
+  place.replaceChildren(jobs.length ? table([t("method"), t("model"), t("state"), t("result"), ""], jobs.slice(0, 40).map((/** @type {any} */ job) => [
     job.title, job.payload.model ?? job.payload.ref ?? "", job.error ?? stateOf(job),
     job.record ? el("a", { href: `/runs/${job.record}` }, job.record) : "", action(job)]), t("jobs"))
     : el("p", { class: "empty" }, t("no jobs")));
