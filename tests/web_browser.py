@@ -79,5 +79,7 @@ def ask(page, path, seconds=60, **fields):
 
 def numbers(section):
     """The table beside the chart, as rows of cells."""
-    section.locator(".result summary", has_text="Table").click()
+    details = section.locator(".result details", has=section.page.locator("summary", has_text="Table"))
+    if details.get_attribute("open") is None:
+        details.locator("summary").click()
     return [row.locator("td").all_inner_texts() for row in section.locator(".result tbody tr").all()]

@@ -9,7 +9,7 @@ import patchclamp as pc
 from patchclamp.corpus.pack import pack
 from patchclamp.corpus.sketch import EDGES
 from patchclamp.corpus.table import Index
-from patchclamp.errors import FileError, SpecError
+from patchclamp.errors import FileError, SiteError, SpecError
 from patchclamp.forward.autoencoder import Autoencoder, AutoencoderInfo
 from patchclamp.neurons.examples import examples
 from patchclamp.neurons.index import index as index_neurons
@@ -214,6 +214,18 @@ def test_several_processes_make_the_same_index(corpus, model_folder, tmp_path, s
     first, second = (Index(tmp_path / f"i{n}").units(site, range(L)) for n in (1, 2))
     assert [u.top for u in first] == [u.top for u in second]
     assert [u.histogram for u in first] == [u.histogram for u in second]
+
+
+def test_a_question_leaves_the_model_as_it_found_it(made, sae):
+    model = unattached()
+    ref = model.ref
+    record = search_features(model, text="w11", index=made[1], sae=sae)
+    assert (model.ref, record.provenance.model) == (ref, ref) and not model.anatomy.codecs
+    with pytest.raises(SiteError, match="no autoencoder"):
+        model.capture(["w1"], ["feature.1.3"])
+    model.attach(sae)
+    search_features(model, text="w11", index=made[1])
+    assert model.capture(["w1"], ["feature.1.3"]) and model.ref == f"{ref}+sae={sae}"
 
 
 @pytest.mark.parametrize(("ask", "error", "says"), [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -206,7 +207,8 @@ class Method:
     def run(self, model: Model, spec: Spec, progress: Progress | None = None) -> Record:
         """Run on `model`; the record holds spec, result, verdict and provenance, and is not yet stored."""
         started = time.perf_counter()
-        with noting_files() as files:
+        attaching = getattr(model, "attaching", nullcontext)  # a question leaves the model as it found it
+        with noting_files() as files, attaching():
             result, verdict = self.function(model, spec, progress or Silent())
         duration = time.perf_counter() - started
         provenance = provenance_of(model, seed=spec.seed, duration=duration, inputs=files)

@@ -117,6 +117,19 @@ class Model:
             self.ref += f"{ATTACHED}{folder}"
         return attached
 
+    @contextmanager
+    def attaching(self) -> Iterator[None]:
+        """Within it autoencoders may be attached; after it those are that were before."""
+        ref, codecs = self.ref, self.anatomy.attachments
+        try:
+            yield
+        finally:
+            if self.anatomy.attachments is not codecs:
+                with self.in_turn():
+                    self.anatomy.attachments = codecs
+                    self._depends = Dependencies(self._read_clean, self._cut_to_context)
+            self.ref = ref
+
     def autoencoder(self, site: str | Site) -> Autoencoder:
         """The autoencoder that a feature's site belongs to. SiteError if there is none."""
         site = Site.parse(site)

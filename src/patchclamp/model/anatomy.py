@@ -1,5 +1,6 @@
 """A Hugging Face model's parts, found through its family's table: modules, sizes, and a tap for every point."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ class Anatomy:
                 raise UnsupportedModel(f"{type(owner).__name__} has no {field!r} (family {family.name})")
         self._rope_window = _rope_window(config)
         self._taps: dict[tuple[str, int], Tap] = {}
-        self._codecs: dict[tuple[str, int], tuple[Codec, str]] = {}
+        self._codecs: Mapping[tuple[str, int], tuple[Codec, str]] = {}
 
     def _refuse_norm_on_stream(self) -> None:
         field, value = self.family.norm_on_stream_if or ("", None)
@@ -146,7 +147,16 @@ class Anatomy:
     def attach(self, name: str, codec: Codec, point: str, layer: int) -> None:
         """Make an autoencoder's codes of a point's value the point `feature:NAME` of that block; `feature`, too, as
         long as the block has no other."""
-        self._codecs[f"feature:{name}", layer] = codec, point
+        self.attachments = {**self._codecs, (f"feature:{name}", layer): (codec, point)}
+
+    @property
+    def attachments(self) -> Mapping[tuple[str, int], tuple[Codec, str]]:
+        """The attached autoencoders and the points they read, by (`feature:NAME`, block); set as a whole."""
+        return self._codecs
+
+    @attachments.setter
+    def attachments(self, codecs: Mapping[tuple[str, int], tuple[Codec, str]]) -> None:
+        self._codecs = dict(codecs)
         self._taps = {key: tap for key, tap in self._taps.items() if not key[0].startswith("feature")}
 
     @property

@@ -79,7 +79,7 @@ def index_features(model: Model, spec: IndexFeaturesSpec, progress: Progress) ->
         folder=str(folder), site=str(site), windows=made.manifest.windows,
         tokens=made.manifest.windows * (made.manifest.length - 1), features=len(active), dead=int((active == 0).sum()),
         l0=float(active.sum()), median=float(np.median(active[active > 0])) if active.any() else 0.0,
-        density_edges=list(FREQUENCIES), density=density(torch.from_numpy(active)),
+        density_edges=list(FREQUENCIES), density=density(torch.from_numpy(active.copy())),
     ), None
 
 

@@ -104,15 +104,18 @@ def best_and_worst(model: Model, progress: Progress, folder: Path) -> Fields:
     import numpy as np
 
     from patchclamp.corpus.held import Held
+    from patchclamp.sae.attached import attached
     from patchclamp.sae.compare import explained_units, simulated
     from patchclamp.sae.index import opened
 
     place = index(model, progress, folder)
-    found, whole = opened(model, place)
-    active = found.columns(whole, ["active"])["active"]
-    often = np.flatnonzero(active * found.manifest.windows * found.length > 100)
-    units = np.random.default_rng(0).permutation(often)[:TRIED].tolist()
-    held = Held(model, {whole: units}, found.windows(range(found.manifest.windows)), progress)
+    with model.attaching():
+        attached(model, dictionary(model, progress, folder))
+        found, whole = opened(model, place)
+        active = found.columns(whole, ["active"])["active"]
+        often = np.flatnonzero(active * found.manifest.windows * found.length > 100)
+        units = np.random.default_rng(0).permutation(often)[:TRIED].tolist()
+        held = Held(model, {whole: units}, found.windows(range(found.manifest.windows)), progress)
     scored = {unit: simulated([one])[0] for unit, one in explained_units(whole, units, held, 0).items()}
     order = sorted(scored, key=lambda unit: scored[unit])
     return {"features": (str(order[-1]), str(order[0])), "index": place, "sae": dictionary(model, progress, folder),

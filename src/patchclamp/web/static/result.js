@@ -4,6 +4,8 @@ import { draw } from "./chart.js";
 import { pinButton } from "./pins.js";
 
 const UNIT = /^(neuron|feature(:[^.@\s]+)?)\.\d+\.\d+(@.*)?$/;
+/** Rows of a table that is shown at once, where nothing is claimed that would come first. */
+const MOST_OPEN = 100;
 const KINDS = ["html", "json", "ipynb", "csv", "png", "svg", "zip"];
 
 /**
@@ -93,7 +95,8 @@ function tokens(one) {
 function numbers(data, view) {
   const rows = data.rows.map((row) => row.map((value) => UNIT.test(String(value)) ? unitLink(String(value), view) : shown(value)));
   const cut = data.total > data.rows.length ? el("p", {}, t("rows of", { shown: data.rows.length, total: data.total })) : null;
-  return el("details", {}, el("summary", {}, t("table")), cut, table(data.columns, rows));
+  const listOnly = !view.verdict && rows.length <= MOST_OPEN;
+  return el("details", { open: listOnly }, el("summary", {}, t("table")), cut, table(data.columns, rows));
 }
 
 /**
