@@ -279,12 +279,12 @@ def test_a_real_server_explains(served, corpus, tmp_path):
     """SmolLM2 is no good explainer; what counts is that real replies are asked for, read and scored."""
     url, name = served
     result = pc.explain(
-        tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=3, scored=4,
+        tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=2, scored=2,
         replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2}),
     ).result
     assert result.explanations[1].text and result.explanations[1].by == name
     kept = [json.loads(line)["reply"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()]
-    assert len(kept) >= 10 and all(isinstance(reply, str) for reply in kept) and any(reply.strip() for reply in kept)
+    assert len(kept) >= 6 and all(isinstance(reply, str) for reply in kept) and any(reply.strip() for reply in kept)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -16,7 +16,7 @@ from patchclamp.tour.stops import plural_neurons
 MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.explain", "neurons.ablate",
            "neurons.attribute", "neurons.repair", "relations.evaluate", "relations.edit", "relations.lens",
            "circuits.find", "circuits.heads", "circuits.flow", "lens.multihop", "lens.selfreport", "neurons.find",
-           "vectors.find", "vectors.read")
+           "vectors.find", "vectors.read", "lens.stages", "lens.patchscope")
 QUICK = [stop for stop in STOPS if stop.method not in MINUTES and stop not in DICTIONARY]
 """The others ask the same methods as other tests do, of as many prompts as there are."""
 

@@ -177,7 +177,7 @@ def test_composing_reports_the_composed_vector_beside_the_measured_one(gemma, tm
 
 @weights
 def test_what_an_mlp_writes_on_the_way_to_a_capital_is_a_word_vector(gemma):
-    record = compose_vectors(gemma, file="example:country-capital", by="mlp", limit=24, prompts=20)
+    record = compose_vectors(gemma, file="example:country-capital", by="mlp", limit=24, prompts=12)
     assert record.verdict.outcome == "supported"
     assert record.result.accuracy_composed.mean > 0.4
     assert record.result.zero_shot_accuracy < 0.2

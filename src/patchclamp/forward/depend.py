@@ -17,6 +17,8 @@ NEUTRAL_TEXTS = 16
 """How many paragraphs of the neutral corpus means and deviations are taken over: about a thousand tokens."""
 AT_ONCE = 16
 """Texts whose values are held in memory together."""
+SITES_AT_ONCE = 16
+"""Sites whose deviations are measured in one pass."""
 
 Read = Callable[[list[tuple[Prompt, list[Readout]]]], list[list[Tensor]]]
 """Runs prompts unedited and returns each one's values."""
@@ -35,7 +37,9 @@ class Dependencies:
         self._swaps: dict[tuple[Prompt, Site], Tensor] = {}
 
     def collect(self, edits: Iterable[Edit]) -> None:
-        """Measure everything `edits` need: swapped values of all prompts together, means of all sites together."""
+        """Measure everything `edits` need: swapped values of all prompts together, means and deviations of all sites
+        together."""
+        self.sample(edit.site for edit in edits if edit.op == "add" and edit.unit == "sd")
         swaps: set[tuple[Prompt, Site]] = set()
         means: dict[tuple[str, ...], set[Site]] = defaultdict(set)
         for edit in edits:
@@ -86,9 +90,17 @@ class Dependencies:
         spread = self._sample(site).std(0)
         return spread if site.unit is None else spread[site.unit]
 
+    def sample(self, sites: Iterable[Site]) -> None:
+        """Read the neutral corpus at sites whose deviations are not known yet, several in one pass."""
+        wanted = sorted({site.whole for site in sites} - set(self._samples), key=str)
+        for first in range(0, len(wanted), SITES_AT_ONCE):
+            some = wanted[first : first + SITES_AT_ONCE]
+            texts = list(self._corpus(some, ()))
+            for i, site in enumerate(some):
+                self._samples[site] = torch.cat([values[i] for values in texts])
+
     def _sample(self, site: Site) -> Tensor:
-        if site.whole not in self._samples:
-            self._samples[site.whole] = torch.cat([v[0] for v in self._corpus([site.whole], ())])
+        self.sample([site])
         return self._samples[site.whole]
 
     def _measure_means(self, sites: list[Site], texts: tuple[str, ...]) -> None:

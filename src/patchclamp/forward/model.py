@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +180,11 @@ class Model:
         return "".join(pieces(self.tokenizer, list(ids)))
 
     # Running
+
+    def measure_spread(self, sites: Iterable[str | Site]) -> None:
+        """Measure what units of strength at sites need, `projection_sd` and `value_sd`, in few passes over the neutral
+        corpus instead of one a site when each is asked for."""
+        self._depends.sample(map(Site.parse, sites))
 
     def projection_sd(self, site: str | Site, direction: Any) -> float:
         """The unit of strength at a site: the standard deviation of projections on `direction` [width] over the neutral

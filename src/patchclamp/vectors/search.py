@@ -100,6 +100,7 @@ def natural_strength(model: Model, vector: SteeringVector, sites: Sequence[str])
 
     InputError where neutral text does not vary along a direction at all."""
     found = []
+    model.measure_spread(sites)
     for site, v in vector.at(sites).items():
         spread = model.projection_sd(site, v)
         if not spread:
@@ -211,6 +212,8 @@ class Trial:
         every = [site for site in self.vector.directions if FIRST * n <= (Site.parse(site).layer or 0) <= LAST * n]
         every = every or list(self.vector.directions)
         coarse = every[:: max(1, len(every) // COARSE_SITES)]
+        if self.use == "add":
+            self.model.measure_spread(coarse)
         candidates = [one for site in coarse for one in self.made((site,), COARSE)]
         return self.best_of(candidates, ROUNDS[0], progress, "coarse")
 

@@ -67,6 +67,7 @@ def show_vector(model: Model, spec: ShowSpec, progress: Progress) -> Outcome:
     """Show a saved vector: provenance, lengths, and the words each direction raises and lowers. It claims nothing."""
     vector = load_vector(spec.vector, model)
     sites = list(vector.directions)
+    model.measure_spread(sites)
     shown = []
     for i, site in enumerate(sites):
         v = vector.directions[site]
