@@ -218,6 +218,10 @@ def test_the_keyboard_opens_pages_and_runs(page):
     page.keyboard.press("g")
     page.keyboard.press("c")
     page.wait_for_url("**/circuits")
+    page.wait_for_selector("body[data-ready=true]")
+    page.keyboard.press("g")
+    page.keyboard.press("u")
+    page.wait_for_url("**/runs")
 
 
 def test_the_interface_speaks_chinese(page):

@@ -39,6 +39,7 @@ class Dependencies:
     def collect(self, edits: Iterable[Edit]) -> None:
         """Measure everything `edits` need: swapped values of all prompts together, means and deviations of all sites
         together."""
+        edits = list(edits)
         self.sample(edit.site for edit in edits if edit.op == "add" and edit.unit == "sd")
         swaps: set[tuple[Prompt, Site]] = set()
         means: dict[tuple[str, ...], set[Site]] = defaultdict(set)

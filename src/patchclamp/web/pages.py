@@ -35,6 +35,17 @@ NAVIGATION = ("models", *PAGES, "runs", "tour")
 """All pages, in the order of the navigation."""
 
 
+def _keys() -> dict[str, str]:
+    taken: dict[str, str] = {}
+    for name in NAVIGATION:
+        taken[next(letter for letter in name if letter not in taken)] = name
+    return {name: letter for letter, name in taken.items()}
+
+
+KEYS: Mapping[str, str] = _keys()
+"""The key that opens a page after `g`: the first letter of its name that no page before it has."""
+
+
 STARTS: Mapping[str, str] = {
     "warsaw": "/lens?method=lens.logit&model=gemma-3-270m&prompt=The+capital+of+Poland+is+the+city+of"
               "&watch=+Warsaw&watch=+Poland&position=all",

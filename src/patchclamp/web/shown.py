@@ -21,7 +21,7 @@ from patchclamp.web.api import bench_of, models
 from patchclamp.web.bench import TOUR, Workbench
 from patchclamp.web.forms import fields_of
 from patchclamp.web.guard import IMPORT_MAP
-from patchclamp.web.pages import DICTIONARY_STEPS, NAVIGATION, PAGES, STARTS, Page, page_of
+from patchclamp.web.pages import DICTIONARY_STEPS, KEYS, NAVIGATION, PAGES, STARTS, Page, page_of
 from patchclamp.web.question import DTYPES, Question
 from patchclamp.web.runs import list_runs
 from patchclamp.web.views import compared
@@ -57,7 +57,7 @@ class Shown:
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
             methods=methods, titles={one["name"]: one["title"] for one in methods},
             label=partial(label_of, language=language), starts=STARTS, steps=DICTIONARY_STEPS, tour_folder=TOUR,
-            feature_stop=_stop_of("sae.show") if methods else None, pages=NAVIGATION, token=self.token,
+            feature_stop=_stop_of("sae.show") if methods else None, pages=NAVIGATION, keys=KEYS, token=self.token,
             import_map=IMPORT_MAP, default=self.bench.offered[0], dtypes=DTYPES,
         )
         return filled.encode()

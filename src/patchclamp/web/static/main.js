@@ -68,8 +68,8 @@ document.addEventListener("keydown", (event) => {
     /** @type {HTMLElement | null} */ (document.querySelector("main :is(section:not([hidden])) :is(input, textarea):not([type=checkbox])"))?.focus();
   } else if (awaiting) {
     awaiting = false;
-    const link = [...document.querySelectorAll("header nav a")].find((a) => a.getAttribute("href")?.startsWith(`/${event.key}`));
-    /** @type {HTMLElement | undefined} */ (link)?.click();
+    const links = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("header nav a")]);
+    links.find((link) => link.dataset.key === event.key)?.click();
   } else if (event.key === "g") {
     awaiting = true;
     setTimeout(() => (awaiting = false), 1500);
