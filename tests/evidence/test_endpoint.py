@@ -67,3 +67,14 @@ def test_too_many_requests_are_waited_out(endpoint):
     endpoint.reply = reply
     assert Endpoint(endpoint.url, "m", retries=4).ask("x") == "yes"
     assert len(calls) == 3
+
+
+def test_the_key_goes_to_whom_it_is_for(monkeypatch):
+    from patchclamp.evidence.endpoint import key_for
+
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert key_for("http://127.0.0.1:1/v1") == ""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    assert key_for("http://127.0.0.1:1/v1") == "sk-mine"
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example.com/v1/")
+    assert key_for("https://api.example.com/v1") == "sk-mine" and key_for("http://127.0.0.1:1/v1") == ""

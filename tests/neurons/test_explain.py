@@ -279,7 +279,7 @@ def test_a_real_server_explains(served, corpus, tmp_path):
     """SmolLM2 is no good explainer; what counts is that real replies are asked for, read and scored."""
     url, name = served
     result = pc.explain(
-        tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=2, scored=2,
+        tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=3, scored=3,
         replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2}),
     ).result
     assert result.explanations[1].text and result.explanations[1].by == name

@@ -46,7 +46,7 @@ def test_a_question_whose_file_has_changed_is_asked_again(ask, client, bench, ti
               "controls": ["2"]}
     first = ask("neurons.attribute", tiny_folder, prompts="rows.jsonl", controls=2)
     assert client.post("/api/ask", json={"values": values}).json()["record"] == first
-    client.post("/api/files/text", json={"name": "rows.jsonl", "text": json.dumps({**row, "prompt": "w9 w8"}) + "\n"})
+    (bench.files / "rows.jsonl").write_text(json.dumps({**row, "prompt": "w9 w8"}) + "\n")
     assert client.post("/api/ask", json={"values": values}).json()["record"] is None
 
 
@@ -159,14 +159,6 @@ def test_a_job_is_cancelled_while_it_runs_and_while_it_waits(client, bench):
     assert finished(client, first.id)["state"] == "cancelled"
 
 
-def test_a_jobs_state_is_streamed(client, bench):
-    bench.works["ask"] = lambda payload, progress: None
-    job = bench.queue.submit("ask", "quick", {}, "me")
-    states = [json.loads(line.removeprefix("data: "))["state"]
-              for line in client.get(f"/api/jobs/{job.id}/events").text.splitlines() if line]
-    assert states[-1] == "done"
-
-
 def test_answers_are_streamed_word_by_word(client, tiny_folder):
     edits = json.dumps([{"op": "zero", "site": "mlp.1"}])
     values = {"method": ["forward.generate"], "model": [str(tiny_folder)], "prompts": [PROMPT], "edits": [edits],
@@ -190,11 +182,20 @@ def test_models_are_told_about_and_let_go(client, bench, tiny_folder):
     assert client.get("/api/models").json()["loaded"] == []
 
 
+def test_a_number_format_is_let_go_alone(client, bench, tiny_folder):
+    for dtype in ("float32", "bfloat16"):
+        finished(client, client.post("/api/models/load", json={"ref": str(tiny_folder), "dtype": dtype}).json()["id"])
+    client.post("/api/models/unload", json={"ref": str(tiny_folder), "dtype": "bfloat16"})
+    assert [one["dtype"] for one in client.get("/api/models").json()["loaded"]] == ["float32"]
+
+
 def test_files_are_kept_under_plain_names(client, bench):
     assert client.post("/api/files", files={"file": ("../../evil.txt", b"one\n")}).json() == {"name": "evil.txt"}
     assert (bench.files / "evil.txt").read_text() == "one\n"
     assert "evil.txt" in client.get("/api/files").json()["files"]
-    for name in ("x.pt", ".hidden", ""):
+    for text, name in ((b"one\n", "evil.txt"), (b"two\n", "evil-2.txt"), (b"two\n", "evil-2.txt")):
+        assert client.post("/api/files", files={"file": ("evil.txt", text)}).json() == {"name": name}
+    for name in ("x.pt", ".hidden", "", "hf:x", "example:x", "@x.json", "-rf", "a,b.txt"):
         assert client.post("/api/files", files={"file": (name, b"x")}).status_code == 422
     large = client.post("/api/files", files={"file": ("large.txt", b"x" * 21_000_000)})
     assert large.status_code == 422 and "larger than 20 MB" in large.json()["error"]

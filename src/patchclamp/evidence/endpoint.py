@@ -36,10 +36,16 @@ class Asked(Protocol):
         ...
 
 
+def key_for(url: str) -> str:
+    """The environment's key for an endpoint: OPENAI_API_KEY, of which OPENAI_BASE_URL, if set, says whose it is."""
+    owner = os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/")
+    return os.environ.get("OPENAI_API_KEY", "") if not owner or url.rstrip("/") == owner else ""
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible endpoint: vLLM, llama.cpp, Ollama, OpenAI and others.
 
-    `url` is the API's base, e.g. http://localhost:11434/v1; `key` defaults to the environment's OPENAI_API_KEY;
+    `url` is the API's base, e.g. http://localhost:11434/v1; `key` defaults to the environment's (`key_for`);
     `timeout` is in seconds, for each attempt; after a failure that may pass (no connection, too many requests, a
     server's error) it tries again `retries` times, waiting longer each time. `keep`: a file in which replies are kept,
     so that no question is asked twice, in this run or another. `extra`: tokens that a reply may have beyond what was
@@ -56,7 +62,7 @@ class Endpoint:
 
         self.url, self.name, self.timeout, self.retries, self.who = check_url(url), model, timeout, retries, who
         self.extra = extra
-        self._key = (key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        self._key = (key or key_for(self.url)).strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ModelError(f"{who}'s API key (OPENAI_API_KEY) holds characters no key has; copy it again.")
         try:

@@ -257,6 +257,8 @@ def methods() -> dict[str, Method]:
 
 def get_method(name: str) -> Method:
     """The method called `name`; SpecError names the nearest ones if there is none."""
+    if name in _registry:
+        return _registry[name]
     known = methods()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or list(known)

@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ from patchclamp.evidence.cli_hints import CommaList, Positional
 SCALARS = ("integer", "number", "boolean", "string")
 METAVARS = {"integer": "INT", "number": "FLOAT", "boolean": "BOOL", "string": "TEXT"}
 NESTED = re.compile(r"\s*(\{|\[\s*[\[{])")
-OUTSIDE_QUOTES = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
-"""A comma that parts a list's values, not one within quotes: resid.1@"w1, w2",mlp.3."""
+LISTED = re.compile(r'(?:[^",]+|"[^"]*"|")+')
+"""A value of a list parted by commas; those within quotes part nothing: resid.1@"w1, w2",mlp.3."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -217,7 +218,7 @@ class Option:
         if shape.items is None:
             return scalar(texts[-1], shape)
         if self.comma:
-            texts = [part.strip() for text in texts for part in OUTSIDE_QUOTES.split(text) if text.strip()]
+            texts = [part.strip() for text in texts for part in LISTED.findall(text) if part.strip()]
         if len(texts) == 1 and shape.is_scalar:
             return scalar(texts[0], shape)
         return [scalar(text, shape.items) for text in texts]
@@ -247,7 +248,7 @@ class Option:
             text = _read_file(self.name, Path(source))
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets nested too deep
             if "string" in shape.kinds:
                 return text
             raise SpecError(f"{source} has to hold JSON and does not: {error}") from error
@@ -297,6 +298,11 @@ def options_of(model: type[BaseModel], owner: str) -> list[Option]:
     """The options of a pydantic model, in the order of its fields, the positional ones first.
 
     Raises SpecError, naming `owner`, if two of them would have the same name."""
+    return list(_options_of(model, owner))
+
+
+@lru_cache(maxsize=512)
+def _options_of(model: type[BaseModel], owner: str) -> tuple[Option, ...]:
     schema = model.model_json_schema(mode="validation")
     definitions = schema.get("$defs", {})
     options = [
@@ -304,7 +310,7 @@ def options_of(model: type[BaseModel], owner: str) -> list[Option]:
         for field, info in model.model_fields.items()
     ]
     refuse_clashes(options, owner)
-    return sorted(options, key=lambda option: not option.positional)
+    return tuple(sorted(options, key=lambda option: not option.positional))
 
 
 def _option(field: str, info: FieldInfo, shape: Shape) -> Option:

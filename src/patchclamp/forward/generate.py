@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Queue
@@ -16,6 +17,7 @@ from patchclamp.errors import EditError, PromptError
 from patchclamp.forward.attention import attention_weights, change_weights
 from patchclamp.forward.batch import compute_prefix, first_tensor, order_of, prefix_cache, with_first
 from patchclamp.forward.prepare import ReadyEdit
+from patchclamp.forward.turns import may_go_on
 from patchclamp.model.anatomy import Anatomy, part
 from patchclamp.model.tap import Tap
 from patchclamp.model.tokens import Encoded
@@ -79,6 +81,7 @@ class Steering:
 
     def _place(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         """Before each call: how many tokens came before, how many come now."""
+        may_go_on()
         ids = kwargs.get("input_ids", args[0] if args else None)
         seen = kwargs.get("past_key_values")
         self.offset = int(seen.get_seq_length()) if seen is not None else 0
@@ -250,7 +253,7 @@ def stream(
         except BaseException as error:
             pieces.queue.put(error)
 
-    thread = Thread(target=work, daemon=True)
+    thread = Thread(target=copy_context().run, args=(work,), daemon=True)
     thread.start()
     ids: list[int] = []
     values: list[Tensor] = []

@@ -5,6 +5,28 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+POLL_SECONDS = 0.2
+_check: ContextVar[Callable[[], None] | None] = ContextVar("whether to go on", default=None)
+
+
+@contextmanager
+def interrupted_by(check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check` is called before every pass of a model and every generated token; what it raises ends them."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
+
+
+def may_go_on() -> None:
+    """Raise what the innermost `interrupted_by` has to raise."""
+    if (check := _check.get()) is not None:
+        check()
 
 
 class Turns:
@@ -17,6 +39,7 @@ class Turns:
         self._waiting: deque[tuple[int, threading.Event]] = deque()
 
     def __enter__(self) -> None:
+        may_go_on()
         me, mine = threading.get_ident(), threading.Event()
         with self._guard:
             if self._owner in (me, None):
@@ -24,8 +47,9 @@ class Turns:
                 return
             self._waiting.append((me, mine))
         try:
-            mine.wait()
-        except BaseException:  # Ctrl-C while it waits
+            while not mine.wait(POLL_SECONDS):
+                may_go_on()
+        except BaseException:  # Ctrl-C or an interruption while it waits
             with self._guard:
                 is_mine = (me, mine) not in self._waiting
                 if not is_mine:

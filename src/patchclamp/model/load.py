@@ -1,5 +1,6 @@
 """Loading weights by name: an embedded model, a local folder, a GGUF file or a Hugging Face id."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from patchclamp.model.loaded import Loaded
 from patchclamp.model.read import Options, explained, read_folder, read_gguf, weight_files
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+_READING = threading.Lock()
+"""transformers makes models under settings of the whole process: of two threads one may find weights lacking."""
 
 
 def load_weights(
@@ -56,7 +59,8 @@ def load_weights(
     files = [source.path] if source.is_file else weight_files(source.path)
     stamps = tuple(FileStamp.of(file) for file in files if file.is_file())
     hf: Any
-    hf, tokenizer = (read_gguf if source.is_file else read_folder)(source.path, options)
+    with _READING:
+        hf, tokenizer = (read_gguf if source.is_file else read_folder)(source.path, options)
     if place is not None and place.type != "cpu":
         with explained(f"Cannot move {source.name} to {place}"):
             hf.to(place)

@@ -10,7 +10,7 @@ import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -43,6 +43,7 @@ _PARQUET_BATCH = 1024
 
 
 _opened: ContextVar[set[Path] | None] = ContextVar("data files opened", default=None)
+_allowed: ContextVar[Callable[[Path], None] | None] = ContextVar("data files that may be opened", default=None)
 
 
 def absolute(name: str) -> str:
@@ -74,8 +75,20 @@ def hash_of_folder(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+@contextmanager
+def opening_only(allowed: Callable[[Path], None]) -> Iterator[None]:
+    """Inside, `allowed` is asked about every data file before it is opened, and raises if it may not be."""
+    token = _allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
 def note(path: Path) -> None:
-    """Have a file that is read, or a folder whose files are, stand in the record's provenance."""
+    """Have a file that is about to be read, or a folder whose files are, stand in the record's provenance."""
+    if (allowed := _allowed.get()) is not None:
+        allowed(path)
     opened = _opened.get()
     if opened is not None:
         opened.add(path)

@@ -32,9 +32,9 @@ def read_images(source: str | Path) -> list[ImageRow]:
     for row in read_rows(found, ImageRow):
         beside = found.absolute().parent
         path = (beside / Path(row.image).expanduser()).resolve()
+        note(path)
         if not path.is_file():
             raise FileError(f"{found}: there is no image {row.image}; names are relative to {beside}")
-        note(path)
         rows.append(row.model_copy(update={"image": str(path)}))
     names = [row.image for row in rows]
     if len(set(names)) < len(names):

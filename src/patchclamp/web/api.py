@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,21 +15,20 @@ from fastapi import APIRouter, Query, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from patchclamp.errors import FileError, InputError
+from patchclamp.errors import FileError, InputError, PatchclampError
 from patchclamp.evidence.method import Dtype
 from patchclamp.evidence.record import write_whole
 from patchclamp.tasks.examples import EXAMPLE_PREFIX, example_names
 from patchclamp.tasks.files import PICKLE_SUFFIXES
 from patchclamp.web.bench import Workbench, safe_name
 from patchclamp.web.jobs import Job
-from patchclamp.web.live import STREAMED, lines_of, pieces_of, strength_of
+from patchclamp.web.live import MOST_TOKENS, STREAMED, lines_of, pieces_of, strength_of
 from patchclamp.web.models import resident_megabytes
 from patchclamp.web.pages import RESUMABLE
 from patchclamp.web.question import DTYPES, Question, check_inside, read_model, read_question
 
 api = APIRouter(prefix="/api")
 
-POLL_SECONDS = 0.2
 LARGEST_UPLOAD = 20_000_000
 MOST_LISTED = 2000
 MOST_LOGGED = 400
@@ -80,12 +82,14 @@ async def status(request: Request) -> dict[str, Any]:
 
 @api.get("/answer")
 def answer(request: Request) -> dict[str, Any]:
-    """The question in this address: its code, its parameters, and the record that answers it, if there is one. Nothing
-    is run."""
+    """The question in this address: its code, its parameters, and the record that answers it or the job that will, if
+    there is one. Nothing is run."""
     bench = bench_of(request)
     given = {key: request.query_params.getlist(key) for key in request.query_params}
     question = question_of(bench, given)
-    return {"record": bench.answer(question), "code": question.code, "query": question.query}
+    job = bench.under_way(question)
+    return {"record": bench.answer(question), "job": told(bench, job) if job else None, "code": question.code,
+            "query": question.query}
 
 
 @api.post("/ask")
@@ -104,8 +108,11 @@ async def live(request: Request, asked: Asked) -> Response:
     {"error"}."""
     bench = bench_of(request)
     question, model = await asyncio.to_thread(_writing, bench, asked.values)
-    stop = bench.only_stream(client_of(request))
-    return StreamingResponse(lines_of(pieces_of(question, model, stop), stop), media_type="application/x-ndjson")
+    client = client_of(request)
+    stop = bench.only_stream(client)
+    pieces = pieces_of(question, model, stop)
+    return StreamingResponse(lines_of(pieces, stop, partial(bench.end_stream, client, stop)),
+                             media_type="application/x-ndjson")
 
 
 @api.post("/live/strength")
@@ -120,15 +127,29 @@ def _writing(bench: Workbench, values: dict[str, list[str]]) -> tuple[Question, 
     if question.method.name not in STREAMED:
         raise InputError(f"{question.method.name} writes no answers that could be streamed; "
                          f"{' and '.join(STREAMED)} do")
+    if question.spec.max_new_tokens > MOST_TOKENS:  # type: ignore[attr-defined]
+        raise InputError(f"an answer of {MOST_TOKENS} tokens is the longest that is streamed; run the method for more")
     return question, bench.models.get(question.model, question.dtype, question.method.load, lambda _: None)
 
 
 # Jobs
 
 
+def query_of(payload: dict[str, Any]) -> list[tuple[str, str]] | None:
+    """The question that a job asks, as the parameters of an address; None if its method is gone or has changed."""
+    from patchclamp.evidence.method import get_method
+
+    with suppress(PatchclampError, KeyError, ValueError):
+        method = get_method(payload["method"])
+        return Question(method, method.make_spec(**payload["spec"]), payload["model"], payload["dtype"]).query
+    return None
+
+
 def told(bench: Workbench, job: Job) -> dict[str, Any]:
     """A job as JSON."""
     seen = job.model_dump(mode="json", exclude={"client"})
+    if job.kind == "ask":
+        seen["query"] = query_of(job.payload)
     return seen | {"cancelling": bench.queue.is_being_cancelled(job),
                    "resumable": job.payload.get("method") in RESUMABLE}
 
@@ -145,26 +166,6 @@ def job(request: Request, name: str) -> dict[str, Any]:
     """One job."""
     bench = bench_of(request)
     return told(bench, bench.queue.get(name))
-
-
-@api.get("/jobs/{name}/events")
-async def events(request: Request, name: str) -> Response:
-    """A job as server-sent events: its state whenever it changes, until it is over."""
-    bench = bench_of(request)
-    watched = bench.queue.get(name)
-
-    async def changes() -> AsyncIterator[bytes]:
-        last = ""
-        while True:
-            now = json.dumps(told(bench, watched))
-            if now != last:
-                yield f"data: {now}\n\n".encode()
-                last = now
-            if watched.is_over or await request.is_disconnected():
-                return
-            await asyncio.sleep(POLL_SECONDS)
-
-    return StreamingResponse(changes(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 @api.get("/jobs/{name}/log")
@@ -224,7 +225,7 @@ def load(request: Request, asked: ModelAsked) -> dict[str, Any]:
 @api.post("/models/unload")
 def unload(request: Request, asked: ModelAsked) -> dict[str, bool]:
     """Let go of a model."""
-    return {"unloaded": bench_of(request).models.unload(asked.ref)}
+    return {"unloaded": bench_of(request).models.unload(asked.ref, asked.dtype)}
 
 
 # Files
@@ -234,10 +235,34 @@ def unload(request: Request, asked: ModelAsked) -> dict[str, bool]:
 def list_files(request: Request) -> dict[str, Any]:
     """Files and folders a question may name: those of the workbench's folder, and the examples that come along."""
     bench = bench_of(request)
-    own = sorted(str(path.relative_to(bench.files)) for path in bench.files.rglob("*")
-                 if not any(part.startswith(".") for part in path.relative_to(bench.files).parts))
-    return {"folder": str(bench.files), "files": own[:MOST_LISTED],
+    own = sorted(islice(_names_in(bench.files), MOST_LISTED))
+    return {"folder": str(bench.files), "files": own,
             "examples": [f"{EXAMPLE_PREFIX}{name}" for name in example_names()]}
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """Files and folders below, without hidden ones, those further up first."""
+    later = deque([folder])
+    while later:
+        with suppress(OSError):
+            for path in sorted(later.popleft().iterdir()):
+                if not path.name.startswith("."):
+                    yield str(path.relative_to(folder))
+                    if path.is_dir() and not path.is_symlink():
+                        later.append(path)
+
+
+def _keep(folder: Path, name: str, content: bytes) -> dict[str, str]:
+    """Keep a file under its name, or under one with a number where another file has that."""
+    stem, suffix = Path(name).stem, Path(name).suffix
+    for number in count(1):
+        path = folder / (name if number == 1 else f"{stem}-{number}{suffix}")
+        if not path.exists():
+            write_whole(path, content)
+        elif path.read_bytes() != content:
+            continue
+        return {"name": path.name}
+    raise AssertionError
 
 
 @api.post("/files")
@@ -249,8 +274,7 @@ def upload(request: Request, file: UploadFile) -> dict[str, str]:
     content, folder = file.file.read(LARGEST_UPLOAD + 1), bench_of(request).files
     if len(content) > LARGEST_UPLOAD:
         raise FileError(f"{name} is larger than {LARGEST_UPLOAD // 1_000_000} MB; put it into {folder}")
-    write_whole(folder / name, content)
-    return {"name": name}
+    return _keep(folder, name, content)
 
 
 class Lines(BaseModel):
@@ -268,8 +292,7 @@ def write(request: Request, lines: Lines) -> dict[str, str]:
     name = safe_name(lines.name)
     if not name.endswith((".txt", ".jsonl", ".json", ".csv")):
         raise FileError(f"{name}: a text is kept as .txt, .jsonl, .json or .csv")
-    write_whole(bench_of(request).files / name, lines.text.encode("utf-8", "replace"))
-    return {"name": name}
+    return _keep(bench_of(request).files, name, lines.text.encode("utf-8", "replace"))
 
 
 @api.get("/methods")

@@ -14,15 +14,21 @@ from patchclamp.evidence.method import get_method, load_language_model, methods
 from patchclamp.evidence.provenance import version_of
 from patchclamp.evidence.record import Record, write_whole
 from patchclamp.evidence.store import FILE, Store, replay
-from patchclamp.tasks.files import DEFAULT_MODEL, hash_of_file, hash_of_folder
-from patchclamp.web.jobs import Job, JobProgress, Queue
+from patchclamp.tasks.examples import data_folder
+from patchclamp.tasks.files import ATTACHED, DEFAULT_MODEL, hash_of_file, hash_of_folder, opening_only
+from patchclamp.web.jobs import BusyError, Job, JobProgress, Queue
 from patchclamp.web.models import Models
+from patchclamp.web.question import check_inside, files_named, question_id
 
 if TYPE_CHECKING:
+    from patchclamp.evidence.provenance import Provenance
+    from patchclamp.forward import Model
     from patchclamp.web.question import Question
 
 REPLAY = "replay.json"
 """In a record's folder, what came of it when it was last run again."""
+MOST_STREAMS = 3
+"""Answers that are streamed at once, one a client."""
 JOBS, FILES, TOUR = ".jobs", ".files", "tour"
 """Folders inside the store, next to the records; the tour's is among the files."""
 
@@ -75,6 +81,11 @@ class Workbench:
         """Wait until the methods are imported."""
         self._ready.wait(seconds)
 
+    def check_opened(self, path: Path) -> None:
+        """Raise FileError for a data file that a question may not open, such as one that another file names."""
+        if not path.resolve().is_relative_to(data_folder().resolve()):
+            check_inside(str(path), self.folders)
+
     # Questions and answers
 
     def answer(self, question: Question) -> str | None:
@@ -88,35 +99,49 @@ class Workbench:
             model = self.models.loaded(question.model, question.dtype)
             then = record.provenance
             if (then.versions.get("patchclamp") == version_of("patchclamp") and _is_unchanged(then.inputs)
-                    and (model is None or model.weights_hash == then.weights_hash) and _is_there(question)):
+                    and _is_same_model(model, question.model, then) and _is_there(question)):
                 return name
         return None
 
     def ask(self, question: Question, client: str) -> Job:
         """Queue a question."""
-        payload = {"method": question.method.name, "spec": question.spec.model_dump(mode="json", by_alias=True),
-                   "model": question.model, "dtype": question.dtype}
-        return self.queue.submit("ask", question.method.name, payload, client)
+        return self.queue.submit("ask", question.method.name, payload_of(question), client)
+
+    def under_way(self, question: Question) -> Job | None:
+        """The job that will answer the question, if it was asked already."""
+        return self.queue.under_way("ask", payload_of(question))
 
     def only_stream(self, client: str) -> threading.Event:
-        """What tells a new stream of a client to stop; their older one is told at once, since nobody reads it now."""
-        if (older := self._streams.get(client)) is not None:
+        """What tells a new stream of a client to stop; their older one is told at once. BusyError if others have as
+        many as there may be."""
+        if (older := self._streams.pop(client, None)) is not None:
             older.set()
+        if len(self._streams) >= MOST_STREAMS:
+            raise BusyError(f"{MOST_STREAMS} answers are being written for others; try again in a moment")
         self._streams[client] = threading.Event()
         return self._streams[client]
+
+    def end_stream(self, client: str, stop: threading.Event) -> None:
+        """Make room for another stream."""
+        if self._streams.get(client) is stop:
+            del self._streams[client]
 
     # Work, each by its payload
 
     def _work(self, job: Job, progress: JobProgress) -> str | None:
         progress.say("waiting for torch")
         self.wait()
-        return self.works[job.kind](job.payload, progress)
+        from patchclamp.forward.turns import interrupted_by
+
+        with interrupted_by(progress.check):
+            return self.works[job.kind](job.payload, progress)
 
     def _ask(self, payload: dict[str, Any], progress: JobProgress) -> str:
         method = get_method(payload["method"])
         model = self.models.get(payload["model"], payload["dtype"], method.load, progress.say)
         progress.say(method.name)
-        record = method.run(model, method.make_spec(**payload["spec"]), progress)
+        with opening_only(self.check_opened):
+            record = method.run(model, method.make_spec(**payload["spec"]), progress)
         self.store.save(record)
         return record.id
 
@@ -143,6 +168,12 @@ class Workbench:
         return record.id
 
 
+def payload_of(question: Question) -> dict[str, Any]:
+    """What a job needs to answer a question."""
+    return {"method": question.method.name, "spec": question.spec.model_dump(mode="json", by_alias=True),
+            "model": question.model, "dtype": question.dtype}
+
+
 def _answers(store: Store, question: str) -> list[str]:
     """Ids of the records whose question this is, newest first."""
     return [entry.id for entry in store.list() if not entry.problem
@@ -152,8 +183,6 @@ def _answers(store: Store, question: str) -> list[str]:
 @lru_cache(maxsize=4096)
 def _question_of(path: Path, started: object) -> str | None:
     """The question a stored record answers; a record stored again has another start."""
-    from patchclamp.web.question import question_id
-
     try:
         data = json.loads(path.read_bytes())
         where = data["provenance"]
@@ -177,10 +206,21 @@ def _is_unchanged(inputs: Mapping[str, str]) -> bool:
     return True
 
 
+def _is_same_model(loaded: Model | None, ref: str, then: Provenance) -> bool:
+    """Whether a record is of the model as it is: the one in memory, or if it is not loaded, one in folders whose files
+    were not written since."""
+    if loaded is not None:
+        return loaded.weights_hash == then.weights_hash
+    places = [place for place in map(Path, ref.split(ATTACHED)) if place.is_absolute()]
+    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else (place,))]
+    try:
+        return all(file.stat().st_ctime < then.started.timestamp() for file in files)
+    except OSError:
+        return False
+
+
 def _is_there(question: Question) -> bool:
     """Whether every file the question names still exists, so that what a run wrote can be used."""
-    from patchclamp.web.question import files_named
-
     names = map(Path, files_named(question.method, question.spec))
     return all(path.exists() for path in names if path.is_absolute())
 
@@ -188,6 +228,7 @@ def _is_there(question: Question) -> bool:
 def safe_name(name: str) -> str:
     """A file's name without folders; FileError if nothing is left of it, or it is hidden."""
     last = Path(name.replace("\\", "/")).name
-    if not last or last.startswith(".") or "\0" in last or len(last) > 200:
+    marks = ("example:", "hf:", "@", "-")  # which mean something else where a file is named
+    if not last or last.startswith((".", *marks)) or set(last) & set(",\0\n") or len(last) > 200:
         raise FileError(f"{name!r} cannot be a file's name here; give it a plain one, such as prompts.txt")
     return last

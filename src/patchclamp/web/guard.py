@@ -23,8 +23,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE = ("GET", "HEAD")
+FOREIGN = (b"cross-site", b"same-site")
+"""What a browser says of a request that a page of another site makes."""
 CLIENT, ADMISSION = "patchclamp-client", "patchclamp-admission"
 """Cookies: which browser it is, and that it once gave the token it was asked for."""
+NAMELESS = "nameless"
+"""All clients together that bring no name of this server's."""
 TOKEN_HEADER = b"x-patchclamp-token"
 IMPORT_MAP = '{"imports": {"vega-util": "/static/vega-util.js"}}'
 """Where the vendored interpreter's one import is found."""
@@ -65,10 +69,12 @@ class Guard:
         wrong = self._wrong(scope, headers, cookies)
         if wrong is not None:
             return await _refuse(send, *wrong)
-        new = [] if CLIENT in cookies else [_cookie(CLIENT, secrets.token_urlsafe(12))]
+        name = cookies.get(CLIENT, "")
+        is_ours = hmac.compare_digest(self._signed(name.partition(".")[0]).encode(), name.encode())
+        new = [] if is_ours else [_cookie(CLIENT, self._signed(secrets.token_urlsafe(12)))]
         if self.admission is not None and ADMISSION not in cookies:
-            new.append(_cookie(ADMISSION, self._proof()))
-        scope["client_name"] = cookies.get(CLIENT) or _value(new[0])
+            new.append(_cookie(ADMISSION, self._proof(), "Lax"))  # a link in a mail leads here, too
+        scope["client_name"] = name if is_ours else NAMELESS
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -84,6 +90,8 @@ class Guard:
             return 403, f"this server does not answer to the host {host!r}"
         if self.admission is not None and not self._admitted(scope, cookies):
             return 401, "open the address that the server printed: it carries the token it was started with"
+        if headers.get(b"sec-fetch-site") in FOREIGN and headers.get(b"sec-fetch-mode") != b"navigate":
+            return 403, "a page of another site may not ask this server for anything"
         if scope["method"] in SAFE:
             return None
         origin = headers.get(b"origin")
@@ -100,6 +108,10 @@ class Guard:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
         return (hmac.compare_digest(given.encode(), (self.admission or "").encode())
                 or hmac.compare_digest(cookies.get(ADMISSION, "").encode(), self._proof().encode()))
+
+    def _signed(self, name: str) -> str:
+        """A client's name with proof that this server gave it: one may not take a new one with every request."""
+        return f"{name}.{hmac.new(self.token.encode(), name.encode(), 'sha256').hexdigest()[:32]}"
 
     def _proof(self) -> str:
         return hashlib.sha256(f"{self.token}{self.admission}".encode()).hexdigest()
@@ -132,12 +144,8 @@ def _cookies(header: bytes) -> dict[str, str]:
         return {}
 
 
-def _cookie(name: str, value: str) -> bytes:
-    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict".encode()
-
-
-def _value(cookie: bytes) -> str:
-    return cookie.split(b";", 1)[0].split(b"=", 1)[1].decode()
+def _cookie(name: str, value: str, sites: str = "Strict") -> bytes:
+    return f"{name}={value}; Path=/; HttpOnly; SameSite={sites}".encode()
 
 
 async def _refuse(send: Send, status: int, error: str) -> None:

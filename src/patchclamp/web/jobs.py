@@ -24,8 +24,10 @@ State = Literal["waiting", "running", "done", "failed", "cancelled", "interrupte
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
 KEPT = 200
 """Ended jobs that are remembered."""
-WAITING_EACH = 16
-"""Jobs that one client may have waiting."""
+WAITING_EACH, WAITING_ALL = 16, 64
+"""Jobs that one client, and all together, may have waiting."""
+CLIENTS = 1000
+"""Clients that are remembered."""
 PER_MINUTE = 60
 """Jobs that one client may submit in a minute."""
 
@@ -134,16 +136,15 @@ class Queue:
     def submit(self, kind: str, title: str, payload: dict[str, Any], client: str) -> Job:
         """Queue work; the same work that waits or runs already is that job. BusyError if the client has too much."""
         with self._changed:
-            for job in self._jobs.values():
-                if not job.is_over and (job.kind, job.payload) == (kind, payload):
-                    return job
+            if (same := self.under_way(kind, payload)) is not None:
+                return same
             self._admit(client)
             job = Job(id=uuid.uuid4().hex[:12], kind=kind, title=title, payload=payload, client=client,
                       created=datetime.now(UTC))
+            self._write(job)
             self._jobs[job.id] = job
             self._cancelled[job.id] = threading.Event()
             self._waiting.setdefault(client, deque()).append(job.id)
-            self._write(job)
             self._forget()
             self._changed.notify_all()
         return job
@@ -153,6 +154,11 @@ class Queue:
         if (job := self._jobs.get(name)) is None:
             raise InputError(f"there is no job {name!r}")
         return job
+
+    def under_way(self, kind: str, payload: dict[str, Any]) -> Job | None:
+        """The job that does this work, waiting or running and not being cancelled."""
+        return next((job for job in self.list() if (job.kind, job.payload) == (kind, payload)
+                     and not (job.is_over or self.is_being_cancelled(job))), None)
 
     def list(self) -> list[Job]:
         """All jobs, newest first."""
@@ -175,7 +181,10 @@ class Queue:
         old = self.get(name)
         if not old.is_over:
             return old
-        return self.submit(old.kind, old.title, old.payload, client)
+        new = self.submit(old.kind, old.title, old.payload, client)
+        with self._changed:
+            self._drop(old.id)
+        return new
 
     def is_being_cancelled(self, job: Job) -> bool:
         """Whether a running job was asked to end."""
@@ -189,6 +198,8 @@ class Queue:
             raise BusyError(f"{PER_MINUTE} jobs in one minute are the most; wait {60 - (now - mine[0]):.0f} seconds")
         if len(self._waiting.get(client, ())) >= WAITING_EACH:
             raise BusyError(f"{WAITING_EACH} of your jobs are waiting; wait for one of them, or cancel it")
+        if sum(map(len, self._waiting.values())) >= WAITING_ALL:
+            raise BusyError(f"{WAITING_ALL} jobs are waiting, which is all that there is room for; try again later")
         mine.append(now)
 
     def _next(self) -> Job:
@@ -199,9 +210,17 @@ class Queue:
             lines = [name for name, line in self._waiting.items() if line]
             client = min(lines, key=lambda name: self._taken.get(name, 0))
             self._taken[client] = max(self._taken.values(), default=0) + 1
+            for known in (self._taken, self._submitted, self._waiting):
+                self._prune(known)
             job = self._jobs[self._waiting[client].popleft()]
             self._move(job, "running")
             return job
+
+    def _prune(self, known: dict[str, Any]) -> None:
+        """Forget the clients of longest ago, but for those that wait."""
+        for client in list(known)[: max(0, len(known) - CLIENTS)]:
+            if not self._waiting.get(client):
+                del known[client]
 
     def _serve(self) -> None:
         while True:
@@ -214,15 +233,16 @@ class Queue:
             except Cancelled:
                 self._move(job, "cancelled")
             except PatchclampError as error:
-                job.error = str(error)
-                self._move(job, "failed")
+                self._fail(job, str(error))
             except MemoryError as error:
-                job.error = f"memory is short: {error or 'an array did not fit'}; ask for less, or unload a model"
-                self._move(job, "failed")
-            except Exception as error:
+                self._fail(job, f"memory is short: {error or 'an array did not fit'}; ask for less, or unload a model")
+            except BaseException as error:  # a library that wants to exit ends the job, not the queue
                 traceback.print_exception(error)
-                job.error = _told(error)
-                self._move(job, "failed")
+                self._fail(job, _told(error))
+
+    def _fail(self, job: Job, error: str) -> None:
+        job.error = error
+        self._move(job, "failed")
 
     def _move(self, job: Job, state: State) -> None:
         """Put a job into a state, and that on disk."""
@@ -235,16 +255,19 @@ class Queue:
         self._write(job)
 
     def _write(self, job: Job) -> None:
-        with suppress(RunError):  # a full disk ends no job; a restart then does not know of it
+        with suppress(RunError, ValueError):  # a full disk ends no job; a restart then does not know of it
             write_whole(self.folder / f"{job.id}.json", job.model_dump_json(indent=1).encode())
 
     def _forget(self) -> None:
         ended = [job.id for job in self._jobs.values() if job.is_over]
         for name in ended[: max(0, len(ended) - KEPT)]:
-            del self._jobs[name]
-            self._cancelled.pop(name, None)
-            with suppress(OSError):
-                (self.folder / f"{name}.json").unlink()
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self._jobs.pop(name, None)
+        self._cancelled.pop(name, None)
+        with suppress(OSError):
+            (self.folder / f"{name}.json").unlink()
 
     def _read(self) -> Iterator[Job]:
         if not self.folder.is_dir():
@@ -254,7 +277,7 @@ class Queue:
                 yield Job.model_validate_json(path.read_bytes())
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """An error that was not foreseen, in one line."""
     message = " ".join(str(error).split())[:500]
     if "can't allocate memory" in message or "not enough memory" in message:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchclamp.errors import PatchclampError
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 STREAMED = ("vectors.apply", "forward.generate")
 """Methods that write answers."""
+MOST_TOKENS = 400
+"""Of an answer that is streamed."""
 Piece = dict[str, Any]
-"""`{"condition", "text"}`; `{"condition", "end": true}` behind the last of a condition; `{"error"}`."""
+"""`{"condition", "text"}`; `{"condition", "end": true}` behind the last of a condition; `{"error"}`; `{"ended"}` if
+another stream of the same client took its place."""
 
 
 def conditions_of(question: Question, model: Model) -> Iterator[tuple[str, Any, list[Edit]]]:
@@ -68,8 +72,13 @@ def pieces_of(question: Question, model: Model, stop: threading.Event) -> Iterat
         yield {"condition": condition, "end": True}
 
 
-async def lines_of(pieces: Iterator[Piece], stop: threading.Event) -> AsyncIterator[bytes]:
-    """The pieces as lines of JSON. A thread makes them; when the reader has gone it is told to stop."""
+async def lines_of(
+    pieces: Iterator[Piece], stop: threading.Event, ended: Callable[[], None] = lambda: None
+) -> AsyncIterator[bytes]:
+    """The pieces as lines of JSON. A thread makes them; when the reader has gone it is told to stop, and `ended` is
+    called at its end."""
+    from patchclamp.forward.turns import interrupted_by
+
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
 
     def put(piece: Piece | None) -> None:
@@ -78,18 +87,33 @@ async def lines_of(pieces: Iterator[Piece], stop: threading.Event) -> AsyncItera
 
     def work() -> None:
         try:
-            for piece in pieces:
-                put(piece)
+            with interrupted_by(partial(_check, stop)):
+                for piece in pieces:
+                    put(piece)
+            if stop.is_set():
+                put({"ended": "replaced"})
+        except _Stopped:
+            put({"ended": "replaced"})
         except PatchclampError as error:
             put({"error": str(error)})
         except Exception as error:
             put({"error": f"{type(error).__name__}: {error}"})
         finally:
+            ended()
             put(None)
 
     threading.Thread(target=work, name="live", daemon=True).start()
     try:
         while (piece := await queue.get()) is not None:
-            yield (json.dumps(piece, ensure_ascii=False) + "\n").encode()
+            yield (json.dumps(piece, ensure_ascii=False) + "\n").encode("utf-8", "replace")
     finally:
         stop.set()
+
+
+class _Stopped(BaseException):
+    """Ends what prepares a stream that nobody reads any more."""
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _Stopped

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from patchclamp.forward import Model
 
 Key = tuple[Loader, str, str]
+MOST_LOADED = 4
+"""Models held in memory; the one that was asked longest ago makes room for another."""
 
 
 class Models:
@@ -31,17 +33,21 @@ class Models:
         with self._loading:
             if key not in self._loaded:
                 say(f"loading {ref}")
+                while len(self._loaded) >= MOST_LOADED:
+                    del self._loaded[next(iter(self._loaded))]
+                    gc.collect()
                 self._loaded[key] = load(ref, dtype=dtype, device=None, trust_remote_code=False)
+            self._loaded[key] = self._loaded.pop(key)  # the last in order is the one that was asked last
             return self._loaded[key]
 
     def loaded(self, ref: str, dtype: str) -> Model | None:
         """The language model, if it is in memory."""
         return self._loaded.get((load_language_model, ref, dtype))
 
-    def unload(self, ref: str) -> bool:
+    def unload(self, ref: str, dtype: str) -> bool:
         """Let go of a model; whether there was one. Work that still holds it goes on."""
         with self._loading:
-            keys = [key for key in self._loaded if key[1] == ref]
+            keys = [key for key in self._loaded if key[1:] == (ref, dtype)]
             for key in keys:
                 del self._loaded[key]
         gc.collect()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,12 @@ from patchclamp.tasks.files import ATTACHED, DEFAULT_MODEL, HUB_PREFIX
 
 Given = Mapping[str, Sequence[str]]
 """Texts by the option's name without its dashes."""
-DTYPES = get_args(Dtype)
+DTYPES = tuple(name for name in get_args(Dtype) if name != "auto")
+"""What a record says of a model loaded as `auto` is the format it came to, so the question could not be found again."""
+LONGEST = 200_000
+"""Characters of a field."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.\[\]%+-]+)?")
+"""A dataset of the Hub with its split; what else the library behind it takes may be a folder anywhere."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ def read_question(given: Given, folders: Sequence[Path], offered: Sequence[str] 
     """The question that an address or a form says. Raises SpecError for what is not a field or has no such value, and
     FileError for a file outside `folders`, or a model there that is not among those `offered`."""
     given = dict(given)
+    for name, texts in given.items():
+        _check_texts(name, texts)
     method = get_method(_last(given.pop("method", ())) or "")
     model = _last(given.pop("model", ())) or DEFAULT_MODEL
     dtype = _last(given.pop("dtype", ())) or "float32"
@@ -81,10 +89,22 @@ def read_question(given: Given, folders: Sequence[Path], offered: Sequence[str] 
             if text.startswith("@") and "string" not in option.held.kinds:  # JSON in a file
                 check_inside(text[1:], folders)
     spec = method.make_spec(**_values(method.name, options, given))
+    try:
+        json.dumps([model, spec.model_dump(mode="json")], ensure_ascii=False).encode()
+    except ValueError as error:
+        raise SpecError("a field holds half of a character (a surrogate), as a cut emoji leaves it; write it anew"
+                        ) from error
     for name in files_named(method, spec):
         check_inside(name, folders)
     ref = NoModel.ref if method.load is load_nothing else read_model(model, folders, offered)
     return Question(method, spec, ref, dtype)
+
+
+def _check_texts(name: str, texts: Sequence[str]) -> None:
+    for text in texts:
+        if len(text) > LONGEST:
+            raise SpecError(f"{name[:40]}: {len(text)} characters are too many for a question, which may have "
+                            f"{LONGEST} in a field; put them into a file")
 
 
 def files_named(method: Method, spec: Spec) -> list[str]:
@@ -111,7 +131,11 @@ def read_model(ref: str, folders: Sequence[Path], offered: Sequence[str] = ()) -
 
 def check_inside(name: str, folders: Sequence[Path]) -> None:
     """Raise FileError if a file or folder of this name lies outside all of `folders`, of which the first is current."""
-    if name.startswith((EXAMPLE_PREFIX, HUB_PREFIX)):
+    if name.startswith(EXAMPLE_PREFIX):
+        return
+    if name.startswith(HUB_PREFIX):
+        if not HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX)):
+            raise FileError(f"{name} is no dataset of the Hub; write hf:OWNER/NAME, or hf:OWNER/NAME:SPLIT")
         return
     try:
         place = (folders[0] / Path(name).expanduser()).resolve()

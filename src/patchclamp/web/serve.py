@@ -38,6 +38,9 @@ def serve(
     from patchclamp.web.bench import Workbench
 
     refs = tuple(_absolute(ref) for ref in models) or (DEFAULT_MODEL,)
+    if os.environ.get("OPENAI_API_KEY") and not os.environ.get("OPENAI_BASE_URL"):
+        del os.environ["OPENAI_API_KEY"]  # a question's address names an endpoint, and anyone may write an address
+        say("OPENAI_API_KEY is not used here unless OPENAI_BASE_URL says which endpoint it is for")
     listening = listen(host, port)
     bench = Workbench(Store(Store().folder.absolute()), files.expanduser().absolute() if files else None, refs)
     _move_to(bench.files)

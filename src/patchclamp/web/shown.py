@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -107,6 +107,14 @@ async def home(request: Request) -> Response:
     return _answer(request, "models.html", "models")
 
 
+@lru_cache(maxsize=32)
+def _twin_of(name: str) -> bytes:
+    """What a page's forms are made from, as JSON."""
+    listed = [one | {"fields": [asdict(field) for field in one["fields"]]} for one in methods_of(PAGES[name])]
+    return json.dumps({"page": name, "title": word(name, "en"), "about": word(f"about {name}", "en"),
+                       "methods": listed}, ensure_ascii=False).encode()
+
+
 def _page(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The routes of a page that asks methods: for people, and as JSON."""
 
@@ -115,9 +123,7 @@ def _page(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def twin(request: Request) -> Response:
         bench_of(request).wait()
-        listed = [one | {"fields": [asdict(field) for field in one["fields"]]} for one in methods_of(PAGES[name])]
-        return JSONResponse({"page": name, "title": word(name, "en"), "about": word(f"about {name}", "en"),
-                             "methods": listed})
+        return Response(_twin_of(name), media_type="application/json")
 
     return html, twin
 

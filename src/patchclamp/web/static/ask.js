@@ -26,10 +26,13 @@ async function fromAddress(sections) {
   const query = new URLSearchParams(location.search);
   const method = query.get("method") ?? sections[0]?.dataset.method ?? "";
   const section = choose(method, query);
+  const page = /** @type {HTMLElement} */ (document.getElementById("content"));
+  complain(page, section ? null : new Error(t("no method", { method })));
   if (!section || ![...query.keys()].some((key) => !["method", "model", "dtype"].includes(key))) return;
   try {
-    const { record } = await fetched(`/api/answer?${query}`);
+    const { record, job } = await fetched(`/api/answer?${query}`);
     if (record) await shownIn(section, record);
+    else if (job) await awaitJob(section, job);
   } catch (error) {
     complain(section, error);
   }
@@ -63,9 +66,13 @@ function prepare(section) {
     event.preventDefault();
     ask(section, form, method);
   });
+  form.addEventListener("input", () => section.querySelector(".result")?.classList.add("stale"));
   uploads(form, (error) => complain(section, error));
   const example = section.querySelector("button.example");
-  example?.addEventListener("click", () => fill(form, new URLSearchParams(example.getAttribute("data-query") ?? "")));
+  example?.addEventListener("click", () => {
+    fill(form, new URLSearchParams(example.getAttribute("data-query") ?? ""));
+    section.querySelector(".result")?.classList.add("stale");
+  });
   section.querySelector("button.code")?.addEventListener("click", async () => {
     const place = /** @type {HTMLElement} */ (section.querySelector(".shown-code"));
     place.hidden = !place.hidden;
@@ -90,23 +97,20 @@ function prepare(section) {
  */
 async function ask(section, form, method) {
   const button = /** @type {HTMLButtonElement} */ (section.querySelector("button[type=submit]"));
-  const status = /** @type {HTMLElement} */ (section.querySelector(".job"));
+  const result = /** @type {HTMLElement} */ (section.querySelector(".result"));
   button.disabled = true;
   complain(section, null);
+  result.replaceChildren();
   try {
     const values = read(form, method);
     const { record, job, query } = await fetched("/api/ask", { body: { values } });
     history.replaceState(null, "", `${location.pathname}?${new URLSearchParams(query)}`);
-    let id = record;
-    if (job) {
-      const ended = await follow(status, job);
-      if (ended.state === "failed") throw new Error(ended.error);
-      id = ended.record;
-    }
-    if (id) {
-      await shownIn(section, id);
+    fill(form, new URLSearchParams(query)); // what was left empty has its default again
+    if (record) await shownIn(section, record);
+    else await awaitJob(section, job);
+    if (result.childElementCount) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-      section.querySelector(".result")?.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
+      result.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
     }
     offerFiles().catch(() => undefined);
   } catch (error) {
@@ -114,6 +118,17 @@ async function ask(section, form, method) {
   } finally {
     button.disabled = false;
   }
+}
+
+/**
+ * Follow a job, and show what came out.
+ * @param {HTMLElement} section
+ * @param {any} job
+ */
+async function awaitJob(section, job) {
+  const ended = await follow(/** @type {HTMLElement} */ (section.querySelector(".job")), job);
+  if (ended.state === "failed") throw new Error(ended.error);
+  if (ended.record) await shownIn(section, ended.record);
 }
 
 /**
@@ -133,15 +148,16 @@ async function shownIn(section, id) {
  */
 function cellMenu(datum, event, view) {
   document.getElementById("cell-menu")?.remove();
-  if (typeof datum.layer !== "number" || typeof view.spec.prompt !== "string") return;
-  const at = typeof datum.token === "string" ? Number.parseInt(datum.token, 10) : Number.NaN;
-  const position = Number.isNaN(at) ? "last" : String(at);
+  const inGrid = typeof datum["first choice"] === "string"; // every token's, else the panel of one token's choices
+  if (typeof datum.layer !== "number" || typeof view.spec.prompt !== "string" || !(inGrid || "choice" in datum)) return;
+  const position = inGrid ? String(Number.parseInt(datum.token, 10)) : view.spec.position === "all" ? "last" : view.spec.position;
+  const says = plain(inGrid ? datum["first choice"] : datum.token);
   const model = view.provenance.model;
   const link = (/** @type {string} */ path, /** @type {Record<string, string>} */ values) => `${path}?${new URLSearchParams({ model, ...values })}`;
   const menu = el("div", { id: "cell-menu", role: "menu", "aria-label": t("cell", { layer: datum.layer, token: position }) },
-    el("strong", {}, t("cell", { layer: datum.layer, token: datum.token ?? position })),
+    el("strong", {}, t("cell", { layer: datum.layer, token: inGrid ? datum.token : position })),
     el("a", { role: "menuitem", href: link("/lens", { method: "lens.patchscope", text: view.spec.prompt, position }) }, t("send patchscope")),
-    el("a", { role: "menuitem", href: link("/lens", { method: "lens.attribute", prompt: view.spec.prompt, answer: view.spec.watch[0] ?? "", position, "top-neurons": "10" }) }, t("send neurons")),
+    el("a", { role: "menuitem", href: link("/lens", { method: "lens.attribute", prompt: view.spec.prompt, answer: says, position, "top-neurons": "10" }) }, t("send neurons", { token: JSON.stringify(says) })),
     datum.layer >= 0 ? el("a", { role: "menuitem", href: link("/patch", { method: "lens.attention", prompt: view.spec.prompt, layers: String(datum.layer) }) }, t("send attention")) : null,
     el("button", { type: "button", onclick: () => menu.remove() }, t("close")));
   document.body.append(menu);
@@ -150,3 +166,10 @@ function cellMenu(datum, event, view) {
   /** @type {HTMLElement} */ (menu.querySelector("a")).focus();
 }
 
+/**
+ * A token as the model has it, from its label in a chart.
+ * @param {string} label
+ */
+function plain(label) {
+  return label.replaceAll("␣", " ").replaceAll("⏎", "\n").replaceAll("⇥", "\t");
+}

@@ -15,6 +15,18 @@ export function t(key, values = {}) {
 /** A request that was refused, in the server's words. */
 export class Refused extends Error {}
 
+/** The server did not answer at all. */
+export class Lost extends Error {}
+
+/**
+ * Have screen readers say a sentence, without moving anything.
+ * @param {string} sentence
+ */
+export function announce(sentence) {
+  const place = document.getElementById("announced");
+  if (place) place.textContent = sentence;
+}
+
 /**
  * A JSON answer. Throws Refused with the server's sentence.
  * @param {string} path
@@ -35,7 +47,12 @@ export async function requested(path, { method, body, form, signal } = {}) {
   const kind = method ?? (body === undefined && !form ? "GET" : "POST");
   if (kind !== "GET") headers.set("x-patchclamp-token", document.querySelector("meta[name=token]")?.getAttribute("content") ?? "");
   if (body !== undefined) headers.set("content-type", "application/json");
-  const response = await fetch(path, { method: kind, headers, body: form ?? (body === undefined ? undefined : JSON.stringify(body)), signal });
+  let response;
+  try {
+    response = await fetch(path, { method: kind, headers, body: form ?? (body === undefined ? undefined : JSON.stringify(body)), signal });
+  } catch (error) {
+    throw signal?.aborted ? error : new Lost(t("lost"));
+  }
   if (!response.ok) {
     const told = await response.json().catch(() => ({}));
     throw new Refused(told.error ?? told.detail ?? `${response.status} ${response.statusText}`);
@@ -99,7 +116,7 @@ export function duration(seconds) {
  * @param {string} [label]
  */
 export function table(head, rows, label) {
-  return el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label ?? t("table") }, el("table", {},
+  return el("div", { class: "wide", tabindex: "0", role: "region", "aria-label": label ? `${t("table")}: ${label}` : t("table") }, el("table", {},
     el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell) => el("td", {}, cell)))))));
 }

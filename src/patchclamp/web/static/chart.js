@@ -6,6 +6,9 @@ import { expressionInterpreter } from "./vendor/vega-interpreter.js";
 /** @type {any} */
 const { vega, vegaLite } = /** @type {any} */ (globalThis);
 
+/** What is drawn where. @type {WeakMap<HTMLElement, any>} */
+const DRAWN = new WeakMap();
+
 /** Colours of axes and titles on this page's ground. */
 function config() {
   const style = getComputedStyle(document.documentElement);
@@ -47,9 +50,12 @@ function tooltip(_, event, item, value) {
  */
 export async function draw(place, specification, { label, onclick } = {}) {
   const compiled = vegaLite.compile(structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
+  compiled.description = label ?? "";
   const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
     expr: expressionInterpreter, renderer: "canvas", hover: true, logLevel: vega.Error,
   });
+  DRAWN.get(place)?.finalize();
+  DRAWN.set(place, view);
   place.replaceChildren();
   const inputs = el("div", { class: "inputs" });
   view.tooltip(tooltip).initialize(place, inputs);

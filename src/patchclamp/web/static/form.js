@@ -3,6 +3,8 @@ import { el, fetched, t } from "./base.js";
 
 /** @typedef {Record<string, string[]>} Values */
 
+/** Stands for a line break within one of several texts, of which each has a line. */
+const BREAK = "⏎";
 const SEVERAL = new Set(["lines", "files"]);
 
 /**
@@ -24,10 +26,12 @@ export function read(form, method) {
     }
     const held = textOf(field, widget);
     const standard = /** @type {HTMLElement} */ (field.querySelector("[data-default]"))?.dataset.default ?? "";
-    if (widget === "check") {
+    if (widget === "choices" && held === "" && standard !== "") {
+      values[name] = [""];
+    } else if (widget === "check") {
       if ((held === "true") !== (standard === "true")) values[name] = [held];
     } else if (held !== standard && held !== "" && name) {
-      values[name] = SEVERAL.has(widget) ? held.split("\n").filter((line) => line !== "") : [held];
+      values[name] = SEVERAL.has(widget) ? held.split("\n").filter((line) => line !== "").map((line) => line.replaceAll(BREAK, "\n")) : [held];
     }
   }
   return values;
@@ -68,7 +72,7 @@ export function fill(form, query) {
       for (const box of field.querySelectorAll(".choices input")) /** @type {HTMLInputElement} */ (box).checked = chosen.has(/** @type {HTMLInputElement} */ (box).value);
     } else {
       const input = /** @type {HTMLInputElement} */ (field.querySelector("input, select, textarea"));
-      input.value = given.length ? (SEVERAL.has(widget) ? given.join("\n") : given[given.length - 1]) : standard;
+      input.value = given.length ? (SEVERAL.has(widget) ? given.map((text) => text.replaceAll("\n", BREAK)).join("\n") : given[given.length - 1]) : standard;
     }
     if (given.length && field.closest("details")) beyond = true;
   }

@@ -1,5 +1,5 @@
 // Following a job: its state as it changes, with progress, time left and a way to end it.
-import { complain, duration, el, fetched, t } from "./base.js";
+import { announce, complain, duration, el, fetched, Lost, t } from "./base.js";
 
 /**
  * What a job is doing, in words.
@@ -33,35 +33,37 @@ async function watchTraining(place, id) {
 }
 
 /**
- * Show a job until it is over; resolves with its last state.
+ * Show a job until it is over; resolves with its last state. Throws where the server no longer knows it.
  * @param {HTMLElement} place
  * @param {any} job
  * @returns {Promise<any>}
  */
-export function follow(place, job) {
+export async function follow(place, job) {
   const bar = el("progress", { "aria-label": t("running") });
   const text = el("span", {});
+  const problem = el("span", { class: "problem", hidden: true });
   const cancel = el("button", { type: "button", onclick: () => fetched(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => complain(place, error)) }, job.resumable ? t("pause") : t("cancel"));
   const curve = el("div", { class: "chart curve" });
-  place.replaceChildren(bar, " ", text, " ", cancel, curve);
+  place.replaceChildren(bar, " ", text, " ", cancel, " ", problem, curve);
   if (job.payload.method === "sae.train") watchTraining(curve, job.id);
-  return new Promise((resolve) => {
-    const events = new EventSource(`/api/jobs/${job.id}/events`);
-    const update = (/** @type {any} */ now) => {
-      text.textContent = stateOf(now);
-      const { done, total } = now.advance ?? {};
-      if (total) {
-        bar.max = total;
-        bar.value = done;
-      } else bar.removeAttribute("value");
-      if (!["waiting", "running"].includes(now.state)) {
-        events.close();
-        place.replaceChildren(now.state === "done" ? "" : t(now.state), now.state === "cancelled" && now.resumable ? ` · ${t("goes on")}` : "");
-        resolve(now);
-      }
-    };
-    events.onmessage = (event) => update(JSON.parse(event.data));
-    events.onerror = () => fetched(`/api/jobs/${job.id}`).then(update).catch(() => undefined);
-    update(job);
-  });
+  let now = job;
+  for (let wait = 150; ["waiting", "running"].includes(now.state); wait = Math.min(wait * 1.3, 1500)) {
+    text.textContent = stateOf(now);
+    const { done, total } = now.advance ?? {};
+    if (total) {
+      bar.max = total;
+      bar.value = done;
+    } else bar.removeAttribute("value");
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    try {
+      now = await fetched(`/api/jobs/${job.id}`);
+      complain(place, null);
+    } catch (error) {
+      if (!(error instanceof Lost)) throw error;
+      complain(place, error);
+    }
+  }
+  announce(`${now.title}: ${t(now.state)}`);
+  place.replaceChildren(now.state === "done" ? "" : t(now.state), now.state === "cancelled" && now.resumable ? ` · ${t("goes on")}` : "");
+  return now;
 }

@@ -27,15 +27,18 @@ export function livePanel() {
 
   const moved = () => (output.textContent = Number(slider.value).toFixed(1));
   let known = "";
-  /** The slider's middle is the vector's own strength. */
+  /** The slider's range is about the vector's own strength, which is where it stands until it is moved. */
   const scale = async () => {
-    if (panel.dataset.method !== "vectors.apply" || known === get("vector").value) return;
+    const asked = `${get("model").value} ${get("vector").value}`;
+    if (known === asked) return;
     const { strength } = await fetched("/api/live/strength", { body: { values: { ...values(), strength: [] } } });
-    known = get("vector").value;
     const most = Math.max(1, Math.ceil(2 * Math.abs(strength)));
-    [slider.min, slider.max, slider.step, slider.value] = [String(-most), String(most), String(most / 40), String(strength)];
+    [slider.min, slider.max, slider.step] = [String(-most), String(most), String(most / 40)];
+    if (!hasMoved) slider.value = String(strength);
+    known = asked;
     moved();
   };
+  let hasMoved = false;
 
   const begin = async () => {
     running?.abort();
@@ -45,28 +48,43 @@ export function livePanel() {
     const places = new Map([...panel.querySelectorAll("[data-condition]")].map((place) => [/** @type {HTMLElement} */ (place).dataset.condition, /** @type {HTMLElement} */ (place)]));
     for (const place of places.values()) place.textContent = "…";
     try {
-      await scale();
+      if (panel.dataset.method === "vectors.apply" && !hasMoved) await scale();
       const response = await requested("/api/live", { body: { values: values() }, signal: mine.signal });
       const fresh = new Set(places.keys());
       for await (const piece of lines(response)) {
         if (piece.error) throw new Error(piece.error);
+        if (piece.ended) throw new Error(t("stream replaced"));
         const place = places.get(piece.condition);
         if (!place || !piece.text) continue;
         if (fresh.delete(piece.condition)) place.textContent = "";
         place.append(piece.text);
       }
-      for (const name of fresh) /** @type {HTMLElement} */ (places.get(name)).textContent = "–";
     } catch (error) {
       if (!mine.signal.aborted) complain(panel, error);
     } finally {
-      if (running === mine) stop.disabled = true;
+      if (running === mine) {
+        stop.disabled = true;
+        for (const place of places.values()) if (place.textContent === "…") place.textContent = "–";
+      }
     }
   };
 
   slider.addEventListener("input", () => {
+    hasMoved = true;
     moved();
     clearTimeout(timer);
     timer = window.setTimeout(begin, 250);
+  });
+  if (panel.dataset.method === "vectors.apply") {
+    for (const name of ["model", "vector"]) get(name).addEventListener("change", () => {
+      hasMoved = false;
+      scale().then(() => complain(panel, null)).catch((error) => complain(panel, error));
+    });
+    fetched("/api/files").then(({ files }) => files.includes(get("vector").value) && scale()).catch(() => undefined);
+  }
+  panel.querySelector("form")?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    begin();
   });
   write.addEventListener("click", begin);
   stop.addEventListener("click", () => running?.abort());
@@ -96,7 +114,12 @@ async function* lines(response) {
 export function twoLists() {
   const panel = document.getElementById("two-lists");
   if (!panel) return;
-  document.getElementById("lists-keep")?.addEventListener("click", async () => {
+  const button = /** @type {HTMLElement} */ (document.getElementById("lists-keep"));
+  panel.querySelector("form")?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    button.click();
+  });
+  button.addEventListener("click", async () => {
     const get = (/** @type {string} */ id) => /** @type {HTMLInputElement} */ (document.getElementById(`lists-${id}`)).value;
     const status = /** @type {HTMLElement} */ (panel.querySelector("[role=status]"));
     try {

@@ -64,10 +64,15 @@ async function refresh(load) {
  */
 function told(one, load) {
   const unload = async () => {
-    await fetched("/api/models/unload", { body: { ref: one.ref, dtype: one.dtype } });
-    await refresh(load);
+    const panel = /** @type {HTMLElement} */ (document.getElementById("other")?.closest("section"));
+    try {
+      await fetched("/api/models/unload", { body: { ref: one.ref, dtype: one.dtype } });
+      await refresh(load);
+    } catch (error) {
+      complain(panel, error);
+    }
   };
-  const facts = Object.entries(one.anatomy).map(([name, value]) => [name, shown(value)]);
+  const facts = Object.entries(one.anatomy).map(([name, value]) => [t(name), shown(value)]);
   const proved = one.identities.map((/** @type {any} */ identity) => Object.values(identity).map((value) => shown(value)));
   const head = one.identities.length ? Object.keys(one.identities[0]) : [];
   return el("article", {}, el("h3", {}, `${one.name} · ${one.dtype} · ${one.device} · ${one.megabytes} MB`),

@@ -35,9 +35,15 @@ export function showPins() {
   if (!strip) return;
   const all = pins();
   strip.hidden = all.length === 0;
-  const last = all.slice(-2);
-  strip.replaceChildren(el("strong", {}, t("pinned")), ...all.map((pin) => el("span", { class: "pin" },
+  const boxes = all.map((pin, i) => el("input", { type: "checkbox", value: pin.id, checked: i >= all.length - 2, "aria-label": `${t("compare")} ${pin.id}`, onchange: () => chosen() }));
+  const compare = el("a", { class: "button" }, t("compare pinned"));
+  const chosen = () => {
+    const [a, b, ...more] = boxes.filter((box) => box.checked).map((box) => box.value);
+    compare.hidden = !b || more.length > 0;
+    compare.href = `/compare?${new URLSearchParams({ a: a ?? "", b: b ?? "" })}`;
+  };
+  strip.replaceChildren(el("strong", {}, t("pinned")), ...all.map((pin, i) => el("span", { class: "pin" }, boxes[i], " ",
     el("a", { href: `/runs/${pin.id}` }, `${pin.method} · ${pin.model}`),
-    el("button", { type: "button", "aria-label": `${t("unpin")} ${pin.id}`, onclick: () => keep(pins().filter((one) => one.id !== pin.id)) }, "×"))),
-    last.length === 2 ? el("a", { class: "button", href: `/compare?a=${last[0].id}&b=${last[1].id}` }, t("compare pinned")) : null);
+    el("button", { type: "button", "aria-label": `${t("unpin")} ${pin.id}`, onclick: () => keep(pins().filter((one) => one.id !== pin.id)) }, "×"))), compare);
+  chosen();
 }

@@ -1,5 +1,5 @@
 // A record as the server shows it: verdict, chart and its table twin, coloured texts, code, export.
-import { duration, el, fetched, requested, shown, t, table } from "./base.js";
+import { announce, duration, el, fetched, requested, shown, t, table } from "./base.js";
 import { draw } from "./chart.js";
 import { pinButton } from "./pins.js";
 
@@ -17,12 +17,14 @@ const KINDS = ["html", "json", "ipynb", "csv", "png", "svg", "zip"];
 export async function show(place, id, { onclick, heading } = {}) {
   const view = await fetched(`/api/runs/${encodeURIComponent(id)}`);
   place.replaceChildren();
+  place.classList.remove("stale");
   if (heading) place.append(el("h2", {}, `${view.method} · ${view.provenance.name}`));
   place.append(verdict(view.verdict));
   if (view.chart) await chart(place, view, onclick);
   for (const part of passages(view.passages)) place.append(part);
   if (view.table) place.append(numbers(view.table, view));
   place.append(code(view.code), asked(view), tools(view));
+  announce(view.verdict ? `${t(view.verdict.outcome)}. ${view.verdict.reason}` : t("no claim"));
   return view;
 }
 

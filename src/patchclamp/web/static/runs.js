@@ -36,11 +36,12 @@ async function jobsTable() {
     const to = ["waiting", "running"].includes(job.state) ? "cancel" : ["interrupted", "failed", "cancelled"].includes(job.state) ? "resume" : "";
     return to ? el("button", { type: "button", "aria-label": `${t(to)} ${job.title}`, onclick: (/** @type {Event} */ event) => {
       /** @type {HTMLElement} */ (event.target).blur();
-      fetched(`/api/jobs/${job.id}/${to}`, { method: "POST" }).then(jobsTable);
+      const panel = /** @type {HTMLElement} */ (place.closest("section"));
+      fetched(`/api/jobs/${job.id}/${to}`, { method: "POST" }).then(jobsTable).then(() => complain(panel, null)).catch((error) => complain(panel, error));
     } }, t(to)) : "";
   };
   place.replaceChildren(jobs.length ? table([t("method"), t("model"), t("state"), t("result"), ""], jobs.slice(0, 40).map((/** @type {any} */ job) => [
-    job.title, job.payload.model ?? job.payload.ref ?? "", job.error ?? stateOf(job),
+    job.query ? el("a", { href: `/ask?${new URLSearchParams(job.query)}` }, job.title) : job.title, job.payload.model ?? job.payload.ref ?? "", job.error ?? stateOf(job),
     job.record ? el("a", { href: `/runs/${job.record}` }, job.record) : "", action(job)]), t("jobs"))
     : el("p", { class: "empty" }, t("no jobs")));
 }
@@ -51,10 +52,16 @@ export async function runPage() {
   const place = /** @type {HTMLElement} */ (document.querySelector(".result"));
   const status = /** @type {HTMLElement} */ (document.getElementById("replayed"));
   const view = await show(place, id, { heading: true });
+  const panel = /** @type {HTMLElement} */ (place.closest("section"));
   const again = el("button", { type: "button", onclick: async () => {
-    const ended = await follow(status, await fetched(`/api/runs/${id}/replay`, { method: "POST" }));
-    if (ended.error) status.textContent = ended.error;
-    else await replayed(status, id);
+    try {
+      complain(panel, null);
+      const ended = await follow(status, await fetched(`/api/runs/${id}/replay`, { method: "POST" }));
+      if (ended.error) throw new Error(ended.error);
+      await replayed(status, id);
+    } catch (error) {
+      complain(panel, error);
+    }
   } }, t("replay"));
   document.getElementById("run-tools")?.append(el("a", { href: `/ask?${new URLSearchParams(view.query)}` }, t("ask again")), again);
   await replayed(status, id);
