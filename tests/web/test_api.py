@@ -256,3 +256,9 @@ def test_what_was_not_foreseen_is_an_error_not_an_end(bench, client):
     assert client.get("/runs/nothing.json").status_code == 422
     with TestClient(make_app(bench, TOKEN), base_url="http://127.0.0.1", raise_server_exceptions=False) as other:
         assert other.post("/api/ask", json={"values": {}}).status_code == 403
+
+
+def test_what_is_not_there_is_said_to_people_and_to_programs(client):
+    page = client.get("/nothing", headers={"accept": "text/html"})
+    assert page.status_code == 404 and "There is no such page" in page.text and "/lens" in page.text
+    assert client.get("/nothing.json").json() == {"error": "there is nothing at /nothing.json"}

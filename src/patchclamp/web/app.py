@@ -17,7 +17,7 @@ from patchclamp.web.bench import Workbench
 from patchclamp.web.guard import Guard
 from patchclamp.web.jobs import BusyError
 from patchclamp.web.runs import runs
-from patchclamp.web.shown import Shown, shown
+from patchclamp.web.shown import Shown, page_answer, shown
 
 STATIC = Path(str(files("patchclamp.web"))) / "static"
 
@@ -34,6 +34,7 @@ def make_app(bench: Workbench, token: str, admission: str | None = None) -> Fast
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_exception_handler(PatchclampError, _wrong)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(404, _missing)
     app.add_middleware(Guard, token=token, admission=admission)
     return app
 
@@ -42,6 +43,15 @@ def _wrong(request: Request, error: Exception) -> Response:
     """What a person did wrong, in the words of the exception."""
     status = 429 if isinstance(error, BusyError) else 422 if isinstance(error, InputError) else 409
     return JSONResponse({"error": str(error)}, status)
+
+
+def _missing(request: Request, error: Exception) -> Response:
+    """A page for people, JSON for programs."""
+    if "text/html" in request.headers.get("accept", ""):
+        answer = page_answer(request, "missing.html", "missing")
+        answer.status_code = 404
+        return answer
+    return JSONResponse({"error": f"there is nothing at {request.url.path}"}, 404)
 
 
 def _invalid(request: Request, error: Exception) -> Response:

@@ -95,7 +95,8 @@ def example_of(method: Method) -> str | None:
     return None
 
 
-def _answer(request: Request, template: str, name: str) -> Response:
+def page_answer(request: Request, template: str, name: str) -> Response:
+    """A page in the language its reader chose."""
     language = language_of(request.cookies.get(LANGUAGE), request.headers.get("accept-language"))
     content = request.app.state.shown.page(template, language, name)
     return HTMLResponse(content, headers={"cache-control": "no-cache", "vary": "cookie, accept-language"})
@@ -104,7 +105,7 @@ def _answer(request: Request, template: str, name: str) -> Response:
 @shown.get("/")
 async def home(request: Request) -> Response:
     """The models: where one begins."""
-    return _answer(request, "models.html", "models")
+    return page_answer(request, "models.html", "models")
 
 
 @lru_cache(maxsize=32)
@@ -119,7 +120,7 @@ def _page(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The routes of a page that asks methods: for people, and as JSON."""
 
     async def html(request: Request) -> Response:
-        return _answer(request, "page.html", name)
+        return page_answer(request, "page.html", name)
 
     def twin(request: Request) -> Response:
         bench_of(request).wait()
@@ -143,7 +144,7 @@ async def ask_page(request: Request, method: str = "") -> Response:
 @shown.get("/models")
 async def models_page(request: Request) -> Response:
     """The models."""
-    return _answer(request, "models.html", "models")
+    return page_answer(request, "models.html", "models")
 
 
 @shown.get("/models.json")
@@ -155,7 +156,7 @@ def models_twin(request: Request) -> dict[str, Any]:
 @shown.get("/runs")
 async def runs_page(request: Request) -> Response:
     """The stored records and the jobs."""
-    return _answer(request, "runs.html", "runs")
+    return page_answer(request, "runs.html", "runs")
 
 
 @shown.get("/runs.json")
@@ -174,13 +175,13 @@ def run_twin(request: Request, name: str) -> dict[str, Any]:
 @shown.get("/runs/{name}")
 async def run_page(request: Request, name: str) -> Response:
     """One record: a page of its own to link to."""
-    return _answer(request, "run.html", "runs")
+    return page_answer(request, "run.html", "runs")
 
 
 @shown.get("/compare")
 async def compare_page(request: Request) -> Response:
     """Two records side by side."""
-    return _answer(request, "compare.html", "runs")
+    return page_answer(request, "compare.html", "runs")
 
 
 @shown.get("/compare.json")
@@ -194,7 +195,7 @@ def compare_twin(request: Request, a: str, b: str) -> dict[str, Any]:
 @shown.get("/tour")
 async def tour_page(request: Request) -> Response:
     """The tour's stops, with what came out."""
-    return _answer(request, "tour.html", "tour")
+    return page_answer(request, "tour.html", "tour")
 
 
 @shown.get("/tour.json")
