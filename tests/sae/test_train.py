@@ -16,6 +16,7 @@ from tiny import tiny_model
 
 from patchclamp.corpus.windows import shard_path
 from patchclamp.errors import FileError, InputError, RunError, SpecError, StoreError
+from patchclamp.evidence.method import Silent
 from patchclamp.evidence.record import Record
 from patchclamp.forward import load
 from patchclamp.forward.autoencoder import FILE, Autoencoder
@@ -169,6 +170,33 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bits(folder_store, m
 
     assert kills >= 2
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
+
+
+def test_a_training_that_is_told_to_end_goes_on_from_there(store, tmp_path):
+    """Whatever `checkpoint_seconds` says, nothing is lost, and the end is the same to the bit."""
+
+    class Paused(BaseException):
+        pass
+
+    class Pausing(Silent):
+        def track(self, items, description, total=None):
+            for n, item in enumerate(items):
+                if description == "training" and n == 7:
+                    raise Paused
+                yield item
+
+    trained(store, tmp_path / "whole", steps=20)
+    with pytest.raises(Paused):
+        trained(store, tmp_path / "cut", steps=20, progress=Pausing())
+    left = []
+
+    class Counting(Silent):
+        def track(self, items, description, total=None):
+            left.extend([total] if description == "training" else [])
+            yield from items
+
+    trained(store, tmp_path / "cut", steps=20, progress=Counting())
+    assert left == [13] and same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
 
 
 def test_without_a_penalty_it_is_just_a_linear_layer(store, tmp_path):

@@ -21,10 +21,9 @@ def server(tmp_path_factory):
 
 
 def test_warsaw_appears_in_the_lens(page):
-    open_page(page, "/lens")
+    open_page(page, "/")
+    page.get_by_role("link", name=re.compile("^See Warsaw appear")).click()
     section = page.locator("section.method:visible")
-    section.get_by_role("button", name="Fill in an example").click()
-    section.get_by_role("button", name="Run", exact=True).click()
     expect(section.locator(".verdict")).to_contain_text("Supported", timeout=120_000)
     tops = [row[1] for row in numbers(section)]
     assert tops[-1].strip() == "Warsaw" and tops[0].strip() != "Warsaw"
@@ -36,9 +35,7 @@ def test_warsaw_appears_in_the_lens(page):
 def test_a_plain_question_is_refused(page):
     open_page(page, "/vectors")
     page.get_by_role("link", name=re.compile("No vector yet")).click()
-    page.wait_for_selector("body[data-ready=true]")
     section = page.locator("section.method:visible")
-    section.get_by_role("button", name="Run", exact=True).click()
     expect(section.locator(".verdict")).to_contain_text("Supported", timeout=300_000)
     live = page.locator("#live")
     live.get_by_role("button", name="Write").click()
@@ -48,7 +45,10 @@ def test_a_plain_question_is_refused(page):
 
 
 def test_a_neurons_examples_are_looked_at(page):
-    section = ask(page, "/neurons?method=neurons.examples", sites="neuron.19.1044", corpus="example:neutral")
+    open_page(page, "/")
+    page.get_by_role("link", name=re.compile("^Open a neuron")).click()
+    section = page.locator("section.method:visible")
+    expect(section.locator(".verdict")).to_be_visible(timeout=120_000)
     assert section.locator(".passage .text span").count() > 20
 
 

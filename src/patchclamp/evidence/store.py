@@ -216,7 +216,8 @@ def replay(record: Record, model: Model, progress: Progress | None = None) -> Re
     then, now = record.to_dict(), again.to_dict()
     differing = list(changes(_outcome(then), _outcome(now)))
     gap = max((abs(a - b) for _, a, b in differing if _is_number(a) and _is_number(b)), default=0.0)
-    environment = [_told(change) for change in changes(_setting(then), _setting(now))]
+    environment = [_told(change) for change in changes(_setting(then), _setting(now))
+                   if not (change[0].startswith("inputs.") and ABSENT in change[1:])]  # what a model in memory knew
     return Replay(
         same=not differing,
         max_abs_difference=gap,

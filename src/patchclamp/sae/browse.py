@@ -54,6 +54,11 @@ class Listed(Part):
     """Tokens whose logits it raises most."""
 
 
+def _said(tokens: list[str]) -> str:
+    """Tokens side by side, with blanks and line breaks to be seen."""
+    return " ".join(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for token in tokens)
+
+
 class Browsed(Result):
     """Features that are ever active."""
 
@@ -70,8 +75,8 @@ class Browsed(Result):
         import pandas
 
         return pandas.DataFrame(
-            [{"feature": one.feature, "active": one.active, "max": one.high, "peaks at": " ".join(one.peaks),
-              "promotes": " ".join(one.promotes)} for one in self.features],
+            [{"feature": one.feature, "active": one.active, "max": one.high, "peaks at": _said(one.peaks),
+              "promotes": _said(one.promotes)} for one in self.features],
             columns=["feature", "active", "max", "peaks at", "promotes"])
 
     def chart(self) -> "altair.TopLevelMixin":

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from patchclamp.errors import RunError, SpecError, StoreError
+from patchclamp.errors import PatchclampError, RunError, SpecError, StoreError
 from patchclamp.evidence.method import Progress
 from patchclamp.evidence.record import write_whole
 from patchclamp.sae.batches import Batches, Read, Rows
@@ -90,13 +90,23 @@ class Training:
         own = self.batches.batch // self.ranks.data
         part = slice(self.ranks.datum * own, (self.ranks.datum + 1) * own)
         steps = self.batches.run(read, self.step, self.schedule.steps)
-        for rows in progress.track(steps, "training", self.schedule.steps - self.step):
-            self._take(tuple(values[part] for values in rows), board)
-            self.seconds = before + time.monotonic() - started
-            due = time.monotonic() - saved >= checkpoint_seconds and self.step < self.schedule.steps
-            if self.ranks.first_says(due):
-                self.save()
-                saved = time.monotonic()
+        between = True
+        try:
+            for rows in progress.track(steps, "training", self.schedule.steps - self.step):
+                between = False
+                self._take(tuple(values[part] for values in rows), board)
+                between = True
+                self.seconds = before + time.monotonic() - started
+                due = time.monotonic() - saved >= checkpoint_seconds and self.step < self.schedule.steps
+                if self.ranks.first_says(due):
+                    self.save()
+                    saved = time.monotonic()
+        except BaseException:
+            alone = self.ranks.latents * self.ranks.data == 1
+            if between and alone and self.step < self.schedule.steps:  # told to end: nothing is lost
+                with suppress(PatchclampError):
+                    self.save()
+            raise
 
     def _take(self, rows: Rows, board: Any) -> None:
         rate, penalty = self.schedule.rate(self.step), self.schedule.penalty(self.step)

@@ -14,6 +14,9 @@ LONG = ("prompt", "prompts", "text", "clean", "corrupted", "passage", "beside", 
 """Fields whose text is rather a paragraph."""
 NOT_UPLOADED = ("save", "out", "dot", "store", "stores", "index", "sae", "saes")
 """Fields whose file is written, or which name a folder: there is nothing for a browser to upload."""
+FIRST = {"sae.train": ("store", "out", "latents", "k", "steps"), "sae.search": ("text", "index", "sae"),
+         "sae.show": ("features", "index", "sae"), "sae.browse": ("index", "sae", "contains")}
+"""Fields that come first where the specification's own order is another."""
 SHOWN = 5
 """Fields that are shown at once, and all that have to be given."""
 
@@ -52,7 +55,10 @@ def fields_of(method: Method) -> list[Field]:
     """The method's fields, those that have to be given first."""
     properties = method.spec.model_json_schema(mode="validation")["properties"]
     fields = [_field(option, properties[option.field]) for option in options_of(method.spec, method.name)]
-    ordered = sorted(fields, key=lambda field: (field.name == "seed", not field.required))
+    first = FIRST.get(method.name, ())
+    place_of = {name: place for place, name in enumerate(first)}
+    ordered = sorted(fields, key=lambda field: (field.name == "seed", place_of.get(field.name, len(first)),
+                                                not field.required))
     return [replace(field, beyond=not field.required and place >= SHOWN) for place, field in enumerate(ordered)]
 
 

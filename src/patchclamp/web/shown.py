@@ -57,6 +57,7 @@ class Shown:
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
             methods=methods, titles={one["name"]: one["title"] for one in methods},
             label=partial(label_of, language=language), starts=STARTS, steps=DICTIONARY_STEPS, tour_folder=TOUR,
+            files=str(self.bench.files),
             feature_stop=_stop_of("sae.show") if methods else None, pages=NAVIGATION, keys=KEYS, token=self.token,
             import_map=IMPORT_MAP, default=self.bench.offered[0], dtypes=DTYPES,
         )

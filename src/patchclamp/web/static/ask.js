@@ -1,5 +1,5 @@
 // Pages that ask methods: one form at a time, the question in the address, the answer below.
-import { complain, el, fetched, t } from "./base.js";
+import { complain, el, fetched, t, toBeRun } from "./base.js";
 import { asQuery, fill, offerFiles, offerModels, read, uploads } from "./form.js";
 import { follow } from "./jobs.js";
 import { code, show } from "./result.js";
@@ -29,10 +29,13 @@ async function fromAddress(sections) {
   const page = /** @type {HTMLElement} */ (document.getElementById("content"));
   complain(page, section ? null : new Error(t("no method", { method })));
   if (!section || ![...query.keys()].some((key) => !["method", "model", "dtype"].includes(key))) return;
+  const atOnce = toBeRun();
+  if (document.getElementById("live")) section.scrollIntoView({ block: "start" });
   try {
     const { record, job } = await fetched(`/api/answer?${query}`);
     if (record) await shownIn(section, record);
     else if (job) await awaitJob(section, job);
+    else if (atOnce) /** @type {HTMLFormElement} */ (section.querySelector("form")).requestSubmit();
   } catch (error) {
     complain(section, error);
   }
@@ -113,6 +116,7 @@ async function ask(section, form, method) {
       result.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" });
     }
     offerFiles().catch(() => undefined);
+    document.dispatchEvent(new Event("answered"));
   } catch (error) {
     complain(section, error);
   } finally {

@@ -27,6 +27,20 @@ export function announce(sentence) {
   if (place) place.textContent = sentence;
 }
 
+const RUN = "run", SOON = 10_000;
+
+/** Have the question of the page that is about to open asked at once: it was a click in ours that led there. */
+export function runNext() {
+  sessionStorage.setItem(RUN, String(Date.now()));
+}
+
+/** Whether this page's question is to be asked at once. */
+export function toBeRun() {
+  const since = Date.now() - Number(sessionStorage.getItem(RUN) ?? 0);
+  sessionStorage.removeItem(RUN);
+  return since < SOON;
+}
+
 /**
  * A JSON answer. Throws Refused with the server's sentence.
  * @param {string} path

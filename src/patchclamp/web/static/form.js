@@ -3,6 +3,8 @@ import { el, fetched, t } from "./base.js";
 
 /** @typedef {Record<string, string[]>} Values */
 
+/** The workbench's folder, in which a name needs no path. */
+const FOLDER = `${document.body.dataset.files}/`;
 /** Stands for a line break within one of several texts, of which each has a line. */
 const BREAK = "⏎";
 const SEVERAL = new Set(["lines", "files"]);
@@ -60,7 +62,7 @@ export function fill(form, query) {
     const widget = /** @type {HTMLElement} */ (field).dataset.widget ?? "";
     const none = field.querySelector("[data-none]");
     if (none instanceof HTMLInputElement) none.checked = query.has(none.dataset.none ?? "");
-    const given = query.getAll(name);
+    const given = query.getAll(name).map((text) => text.startsWith(FOLDER) ? text.slice(FOLDER.length) : text);
     const holder = /** @type {HTMLElement} */ (field.querySelector("[data-default]"));
     const standard = holder?.dataset.default ?? "";
     if (name === "model" && !given.length) continue;

@@ -25,7 +25,7 @@ export function livePanel() {
     return { ...common, prompts: [get("prompt").value], edits: [edits], "max-new-tokens": ["24"] };
   };
 
-  const moved = () => (output.textContent = Number(slider.value).toFixed(1));
+  const moved = () => (output.textContent = `${Number(slider.value).toFixed(1)} (${slider.min} … ${slider.max})`);
   let known = "";
   /** The slider's range is about the vector's own strength, which is where it stands until it is moved. */
   const scale = async () => {
@@ -80,7 +80,9 @@ export function livePanel() {
       hasMoved = false;
       scale().then(() => complain(panel, null)).catch((error) => complain(panel, error));
     });
-    fetched("/api/files").then(({ files }) => files.includes(get("vector").value) && scale()).catch(() => undefined);
+    const look = () => fetched("/api/files").then(({ files }) => files.includes(get("vector").value) && !hasMoved && scale()).catch(() => undefined);
+    look();
+    document.addEventListener("answered", look);
   }
   panel.querySelector("form")?.addEventListener("submit", (event) => {
     event.preventDefault();

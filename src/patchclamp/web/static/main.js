@@ -1,5 +1,5 @@
 // What every page does, and which page this is.
-import { complain, el, fetched, t } from "./base.js";
+import { complain, el, fetched, runNext, t } from "./base.js";
 import { showPins } from "./pins.js";
 
 const POLL = 3000;
@@ -9,6 +9,7 @@ const VIEWS = {
     const { livePanel, twoLists } = await import("./live.js");
     livePanel();
     twoLists();
+    (await import("./steps.js")).dictionarySteps();
     await (await import("./ask.js")).askPage();
   },
   models: async () => (await import("./models.js")).modelsPage(),
@@ -83,6 +84,12 @@ for (const panel of document.querySelectorAll("section.panel")) {
   } }, "⤢");
   panel.prepend(button);
 }
+
+// A click on one of these asks the question it leads to; an address from elsewhere only fills in the form.
+document.addEventListener("click", (event) => {
+  const link = /** @type {HTMLElement} */ (event.target).closest?.("a[data-run]");
+  if (link && !event.ctrlKey && !event.metaKey) runNext();
+});
 
 document.getElementById("theme")?.addEventListener("click", theme);
 document.getElementById("language")?.addEventListener("click", language);

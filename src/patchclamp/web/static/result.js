@@ -1,5 +1,5 @@
 // A record as the server shows it: verdict, chart and its table twin, coloured texts, code, export.
-import { announce, duration, el, fetched, requested, shown, t, table } from "./base.js";
+import { announce, duration, el, fetched, requested, runNext, shown, t, table } from "./base.js";
 import { draw } from "./chart.js";
 import { pinButton } from "./pins.js";
 
@@ -46,7 +46,9 @@ async function chart(place, view, onclick) {
   place.append(el("div", { class: "chart-panel" }, larger, holder));
   const lead = (/** @type {Record<string, any>} */ datum) => {
     const unit = Object.values(datum).find((value) => typeof value === "string" && UNIT.test(value));
-    if (unit) location.href = unitAddress(unit, view);
+    if (!unit) return;
+    runNext();
+    location.href = unitAddress(unit, view);
   };
   await draw(holder, view.chart, {
     label: `${t("chart")}: ${view.method}`,
@@ -81,7 +83,7 @@ export function* passages(all) {
 function tokens(one) {
   return el("span", { class: "text" }, ...one.words.map((/** @type {string} */ word, /** @type {number} */ i) => {
     const span = el("span", { title: shown(one.values[i]), class: i === one.at ? "at" : undefined }, word);
-    if (one.colours[i] !== "rgb(255,255,255)") {
+    if (Math.min(...(one.colours[i].match(/\d+/g) ?? ["0"]).map(Number)) < 236) {
       span.style.background = one.colours[i];
       span.style.color = "#111";
     }
@@ -107,7 +109,7 @@ function numbers(data, view) {
  * @param {any} view
  */
 function unitLink(unit, view) {
-  return el("a", { href: unitAddress(unit, view) }, unit);
+  return el("a", { href: unitAddress(unit, view), "data-run": true }, unit);
 }
 
 /**

@@ -20,7 +20,7 @@ export async function runsPage() {
       : el("p", { class: "empty" }, t("no runs")));
   };
   const remove = async (/** @type {string} */ id) => {
-    if (!confirm(t("delete sure"))) return;
+    if (!confirm(t("delete sure", { id }))) return;
     await fetched(`/api/runs/${id}`, { method: "DELETE" }).then(list).catch((error) => complain(panel, error));
   };
   filter.addEventListener("input", () => list().catch((error) => complain(panel, error)));
@@ -33,7 +33,7 @@ async function jobsTable() {
   const place = document.getElementById("jobs");
   if (!place || place.contains(document.activeElement)) return;
   const action = (/** @type {any} */ job) => {
-    const to = ["waiting", "running"].includes(job.state) ? "cancel" : ["interrupted", "failed", "cancelled"].includes(job.state) ? "resume" : "";
+    const to = ["waiting", "running"].includes(job.state) ? "cancel" : job.state === "interrupted" || (job.state === "cancelled" && job.resumable) ? "resume" : "";
     return to ? el("button", { type: "button", "aria-label": `${t(to)} ${job.title}`, onclick: (/** @type {Event} */ event) => {
       /** @type {HTMLElement} */ (event.target).blur();
       const panel = /** @type {HTMLElement} */ (place.closest("section"));
@@ -76,7 +76,7 @@ export async function comparePage() {
     [`${part}.${path}`, shown(text(a)), shown(text(b))]));
   document.getElementById("differences")?.replaceChildren(
     rows.length ? table([t("what"), t("first"), t("second")], rows, t("differences")) : el("p", {}, t("nothing differs")),
-    el("p", {}, t("values differ", { n: told.values })));
+    el("p", {}, told.method[0] === told.method[1] ? t("values differ", { n: told.values }) : t("methods differ")));
   const places = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("section.result")]);
   await show(places[0], first, { heading: true });
   await show(places[1], second, { heading: true });
