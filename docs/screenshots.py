@@ -45,7 +45,7 @@ BEFORE: dict[str, list[dict[str, object]]] = {
 def ask(page: Page, name: str, values: dict[str, object]) -> None:
     """Open a question's address, ask it, and wait for what comes out."""
     page.goto(f"/{name}?{urlencode(values, doseq=True)}")
-    page.wait_for_selector("body[data-ready=true]")
+    page.wait_for_selector("body[data-ready=true]:not([data-view=starting])", timeout=120_000)
     section = page.locator("section.method:visible")
     section.get_by_role("button", name="Run", exact=True).click()
     section.locator(".result .verdict").wait_for(timeout=900_000)
@@ -74,7 +74,7 @@ def shots(browser: Browser, address: str, theme: str) -> None:
                 page.evaluate("scrollTo(0, 0)")
         else:
             page.goto(f"/{name}")
-            page.wait_for_selector("body[data-ready=true]")
+            page.wait_for_selector("body[data-ready=true]:not([data-view=starting])", timeout=120_000)
         page.wait_for_timeout(1200)
         page.screenshot(path=OUT / f"{name}-{theme}.png")
     context.close()

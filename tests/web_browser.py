@@ -60,7 +60,7 @@ def is_local(url):
 
 def open_page(page, path):
     page.goto(path)
-    page.wait_for_selector("body[data-ready=true]")
+    page.wait_for_selector("body[data-ready=true]:not([data-view=starting])", timeout=120_000)
 
 
 def ask(page, path, seconds=60, **fields):
