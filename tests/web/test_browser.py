@@ -77,6 +77,16 @@ def test_a_permalink_shows_what_was_found(page):
     expect(page.locator("section.method:visible .verdict")).to_have_text(reason)
 
 
+def test_the_menu_leads_back_to_the_last_question(page):
+    section = ask(page, "/lens", prompt="w7 w8 w2", watch="w9")
+    reason = section.locator(".verdict").inner_text()
+    page.get_by_role("link", name="Runs").click()
+    page.wait_for_url("**/runs")
+    page.get_by_role("link", name="Lens", exact=True).click()
+    expect(page.locator("section.method:visible .verdict")).to_have_text(reason)
+    assert page.locator("section.method:visible").get_by_label("prompt required").input_value() == "w7 w8 w2"
+
+
 def test_neurons_are_found_and_turned_up(page, server, tmp_path):
     rows = [{"prompt": f"w{i} w{i + 1}", "answer": " w5", "distractor": " w6"} for i in range(8)]
     path = tmp_path / "choices.jsonl"
@@ -159,7 +169,9 @@ def test_two_prompts_are_patched(page):
     section = ask(page, "/patch", clean="w1 w2 w3", corrupted="w1 w9 w3", answer="w5", distractor="w6")
     assert section.locator("canvas").is_visible()
     section.get_by_role("button", name="Maximise", exact=True).click()
-    expect(page.get_by_role("dialog").locator("canvas")).to_be_visible()
+    large = page.get_by_role("dialog").locator("svg[role=img]")
+    expect(large).to_be_visible()
+    assert large.bounding_box()["height"] > 1.2 * section.locator("canvas").bounding_box()["height"]
     page.keyboard.press("Escape")
 
 

@@ -4,6 +4,9 @@ import { asQuery, fill, offerFiles, offerModels, read, uploads } from "./form.js
 import { follow } from "./jobs.js";
 import { code, show } from "./result.js";
 
+/** Under what the page's last question is remembered while this tab is open: the menu leads back to it. */
+const LAST = `last ${location.pathname}`;
+
 /** Get the page's forms going. */
 export async function askPage() {
   const sections = /** @type {HTMLElement[]} */ ([...document.querySelectorAll("section.method")]);
@@ -18,6 +21,8 @@ export async function askPage() {
   addEventListener("popstate", () => fromAddress(sections));
   offerFiles().catch(() => undefined);
   offerModels().catch(() => undefined);
+  const last = sessionStorage.getItem(LAST);
+  if (!location.search && last) history.replaceState(null, "", `${location.pathname}?${last}`);
   await fromAddress(sections);
 }
 
@@ -107,7 +112,9 @@ async function ask(section, form, method) {
   try {
     const values = read(form, method);
     const { record, job, query } = await fetched("/api/ask", { body: { values } });
-    history.replaceState(null, "", `${location.pathname}?${new URLSearchParams(query)}`);
+    const asked = new URLSearchParams(query).toString();
+    sessionStorage.setItem(LAST, asked);
+    history.replaceState(null, "", `${location.pathname}?${asked}`);
     fill(form, new URLSearchParams(query)); // what was left empty has its default again
     if (record) await shownIn(section, record);
     else await awaitJob(section, job);

@@ -46,13 +46,13 @@ function tooltip(_, event, item, value) {
  * Draw a Vega-Lite specification in an element.
  * @param {HTMLElement} place
  * @param {object} specification
- * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void}} [options]
+ * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void, large?: boolean}} [options]
  */
-export async function draw(place, specification, { label, onclick } = {}) {
+export async function draw(place, specification, { label, onclick, large } = {}) {
   const compiled = vegaLite.compile(structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
   compiled.description = label ?? "";
   const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
-    expr: expressionInterpreter, renderer: "canvas", hover: true, logLevel: vega.Error,
+    expr: expressionInterpreter, renderer: large ? "svg" : "canvas", hover: true, logLevel: vega.Error,
   });
   DRAWN.get(place)?.finalize();
   DRAWN.set(place, view);
@@ -61,9 +61,15 @@ export async function draw(place, specification, { label, onclick } = {}) {
   view.tooltip(tooltip).initialize(place, inputs);
   await view.runAsync();
   place.append(inputs);
-  const canvas = place.querySelector("canvas");
+  const canvas = place.querySelector("canvas, svg");
   canvas?.setAttribute("role", "img");
   canvas?.setAttribute("aria-label", label ?? "");
+  if (large && canvas instanceof SVGElement) {
+    const [width, height] = ["width", "height"].map((name) => Number(canvas.getAttribute(name)));
+    const times = Math.max(1, Math.min((place.clientWidth - 24) / width, (innerHeight * 0.94 - 140) / height));
+    canvas.setAttribute("width", String(width * times));
+    canvas.setAttribute("height", String(height * times));
+  }
   for (const input of inputs.querySelectorAll("input, select")) {
     if (!input.getAttribute("aria-label")) input.setAttribute("aria-label", input.getAttribute("name") ?? label ?? "");
   }

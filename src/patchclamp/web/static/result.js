@@ -62,7 +62,7 @@ async function enlarge(view) {
   const holder = el("div", { class: "chart", tabindex: "0", role: "region", "aria-label": t("chart") });
   dialog.replaceChildren(el("button", { type: "button", onclick: () => dialog.close() }, t("close")), holder);
   dialog.showModal();
-  await draw(holder, view.chart, { label: `${t("chart")}: ${view.method}` });
+  await draw(holder, view.chart, { label: `${t("chart")}: ${view.method}`, large: true });
 }
 
 /**
