@@ -1,7 +1,7 @@
 """Pictures of the workbench's pages, light and dark, for docs/workbench.md: asks a question on each page of a server of
 its own, on the embedded models, and takes what a person would see.
 
-    python docs/screenshots.py        # needs Chromium (apt install chromium); about fifteen minutes
+    python docs/screenshots.py        # needs Chromium (apt install chromium); about six minutes
 """
 
 import os
@@ -16,35 +16,37 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from patchclamp.web.pages import STARTS, page_of
+
 OUT = Path(__file__).parent / "workbench"
-IOI = "John and Mary went to the park, John gave a drink to"
-ASKED: dict[str, dict[str, object]] = {
-    "lens": {"method": "lens.logit", "model": "gemma-3-270m", "prompt": "The capital of Poland is the city of",
-             "watch": [" Warsaw", " Poland"], "position": "all"},
-    "neurons": {"method": "neurons.attribute", "model": "smollm2-135m-instruct", "prompts": "example:agreement",
-                "where": "number=plural", "limit": 16},
-    "vectors": {"method": "vectors.find", "model": "smollm2-135m-instruct", "source": "refusal",
-                "save": "refusal.safetensors"},
-    "dictionary": {"method": "sae.browse", "model": "smollm2-135m-instruct", "index": "index", "sae": "dictionary"},
-    "relations": {"method": "relations.fit", "model": "gemma-3-270m", "relation": "example:relations/country-capital"},
-    "circuits": {"method": "circuits.show", "model": "gemma-3-270m", "certificate": "ioi"},
-    "patch": {"method": "circuits.patch", "model": "smollm2-135m-instruct", "clean": IOI,
-              "corrupted": IOI.replace("John gave", "Mary gave"), "answer": " Mary", "distractor": " John"},
-}
-BEFORE: dict[str, list[dict[str, object]]] = {
-    "dictionary": [{"method": "sae.harvest", "model": "smollm2-135m-instruct", "corpus": "corpus.txt", "store": "store",
-                    "site": "resid.15", "tokens": 60000, "shard": 16},
-                   {"method": "sae.train", "model": "smollm2-135m-instruct", "store": "store", "out": "dictionary",
-                    "latents": 1024, "k": 16, "steps": 300, "batch": 512},
-                   {"method": "sae.index", "model": "smollm2-135m-instruct", "corpus": "corpus.txt", "save": "index",
-                    "sae": "dictionary", "tokens": 20000, "shard": 16}],
-    "circuits": [{"method": "circuits.find", "model": "gemma-3-270m", "task": "ioi", "out": "ioi"}],
-}
+SMOLLM2, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
 
 
-def ask(page: Page, name: str, values: dict[str, object]) -> None:
+def address(method: str, model: str, **fields: object) -> str:
+    """The address of a question, on the page that asks it."""
+    return f"/{page_of(method)}?{urlencode({'method': method, 'model': model, **fields})}"
+
+
+ASKED: dict[str, tuple[str, ...]] = {
+    "lens": (STARTS["warsaw"],),
+    "neurons": (address("neurons.attribute", SMOLLM2, prompts="example:agreement", where="number=plural", limit=16),),
+    "vectors": (STARTS["refusal"],),
+    "dictionary": (
+        address("sae.harvest", SMOLLM2, corpus="corpus.txt", store="store", site="resid.15", tokens=60000, shard=16),
+        address("sae.train", SMOLLM2, store="store", out="dictionary", latents=1024, k=16, steps=300, batch=512),
+        address("sae.index", SMOLLM2, corpus="corpus.txt", save="index", sae="dictionary", tokens=20000, shard=16),
+        address("sae.browse", SMOLLM2, index="index", sae="dictionary"),
+    ),
+    "relations": (address("relations.fit", GEMMA, relation="example:relations/country-capital"),),
+    "circuits": (STARTS["circuit"], address("circuits.show", GEMMA, certificate="ioi")),
+    "patch": (STARTS["patch"],),
+}
+"""By page, the questions that are asked on it, of which the last one is taken."""
+
+
+def ask(page: Page, question: str) -> None:
     """Open a question's address, ask it, and wait for what comes out."""
-    page.goto(f"/{name}?{urlencode(values, doseq=True)}")
+    page.goto(question)
     page.wait_for_selector("body[data-ready=true]:not([data-view=starting])", timeout=120_000)
     section = page.locator("section.method:visible")
     section.get_by_role("button", name="Run", exact=True).click()
@@ -66,8 +68,8 @@ def shots(browser: Browser, address: str, theme: str) -> None:
     page = context.new_page()
     for name in ("models", *ASKED, "tour", "runs"):
         if name in ASKED:
-            for values in (*BEFORE.get(name, ()), ASKED[name]):
-                ask(page, name, values)
+            for question in ASKED[name]:
+                ask(page, question)
             page.evaluate("document.querySelector('section.method:not([hidden]) .result').scrollIntoView()")
             if name == "vectors":
                 steer(page)

@@ -70,7 +70,7 @@ def test_too_many_requests_are_waited_out(endpoint):
 
 
 def test_the_key_goes_to_whom_it_is_for(monkeypatch):
-    from patchclamp.evidence.endpoint import key_for
+    from patchclamp.evidence.endpoint import key_for, owns_the_key
 
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     assert key_for("http://127.0.0.1:1/v1") == ""
@@ -78,3 +78,6 @@ def test_the_key_goes_to_whom_it_is_for(monkeypatch):
     assert key_for("http://127.0.0.1:1/v1") == "sk-mine"
     monkeypatch.setenv("OPENAI_BASE_URL", "https://api.example.com/v1/")
     assert key_for("https://api.example.com/v1") == "sk-mine" and key_for("http://127.0.0.1:1/v1") == ""
+    assert owns_the_key("https://api.example.com/v1") and not owns_the_key("http://127.0.0.1:1/v1")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    assert not owns_the_key("https://api.example.com/v1")

@@ -221,6 +221,13 @@ def test_replay_says_what_differs_in_the_environment(measure, model):
     assert again.sentence.endswith("the environment differs in model, weights_hash.")
 
 
+def test_replay_does_not_mind_a_file_that_a_model_in_memory_has_read_before(measure, model):
+    record = measure(model, words=["a"])
+    once = record.model_copy(update={"provenance": record.provenance.model_copy(
+        update={"inputs": {"example:neutral": "a" * 64}})})
+    assert replay(once, model).environment == []
+
+
 def test_replay_sees_values_that_appear_or_vanish(measure, model):
     record = measure(model, words=["a"])
     shorter = record.model_copy(

@@ -1,5 +1,6 @@
 """What only someone who means harm, or a slip, sends: the server says no, and goes on."""
 
+import hmac
 import json
 import shutil
 import threading
@@ -21,11 +22,11 @@ from patchclamp.web.jobs import WAITING_EACH, BusyError
 from patchclamp.web.question import LONGEST
 
 
-@pytest.mark.parametrize("prompt", ["\\ud800", json.dumps([{"role": "user", "content": "\ud800"}])])
+@pytest.mark.parametrize("prompt", ["\ud800", json.dumps([{"role": "user", "content": "\ud800"}])],
+                         ids=["text", "messages"])
 def test_half_a_character_is_refused_and_the_queue_goes_on(client, ask, tiny_folder, prompt):
-    body = json.dumps({"values": {"method": ["lens.logit"], "model": [str(tiny_folder)], "prompt": ["PROMPT"]}})
-    answer = client.post("/api/ask", content=body.replace("PROMPT", prompt.replace('"', '\\"').replace(
-        "\\ud", "\\\\ud") if prompt.startswith("[") else prompt), headers={"content-type": "application/json"})
+    body = json.dumps({"values": {"method": ["lens.logit"], "model": [str(tiny_folder)], "prompt": [prompt]}})
+    answer = client.post("/api/ask", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422 and "half of a character" in answer.json()["error"]
     assert ask("lens.logit", tiny_folder, prompt="w1 w2")
     assert client.get("/api/jobs").status_code == 200
@@ -79,7 +80,8 @@ def test_who_brings_no_name_of_ours_is_one_client_with_all_others(bench):
         statuses = []
         for i in range(WAITING_EACH + 2):
             nameless.cookies.clear()
-            nameless.cookies.set("patchclamp-client", f"made-up-{i}.{'0' * 32}")
+            proof = hmac.new(TOKEN.encode(), f"made-up-{i}".encode(), "sha256").hexdigest()[:32]  # what pages carry
+            nameless.cookies.set("patchclamp-client", f"made-up-{i}.{proof}")
             values = {"method": ["sae.plan"], "latents": [str(100 + i)], "width": ["8"], "tokens": ["9"], "gpus": ["1"]}
             statuses.append(nameless.post("/api/ask", json={"values": values}).status_code)
         assert statuses[0] == 200 and statuses[-1] == 429
@@ -135,6 +137,15 @@ def test_a_job_that_generates_is_cancelled(client, bench, tiny_folder):
     assert finished(client, job.id)["state"] == "cancelled"
 
 
+def test_an_error_that_quotes_half_a_character_is_told(client, bench):
+    def work(payload, progress):
+        raise ValueError("\ud800 is no token")
+
+    bench.works["ask"] = work
+    assert finished(client, bench.queue.submit("ask", "", {}, "me").id)["error"] == "ValueError: ? is no token"
+    assert client.get("/api/jobs").status_code == 200
+
+
 def test_a_library_that_exits_ends_its_job_and_not_the_queue(client, bench):
     def leave(payload, progress):
         raise SystemExit(1)
@@ -157,7 +168,7 @@ def test_a_job_being_cancelled_is_not_the_answer_to_the_same_question(bench):
     release.set()
 
 
-def test_a_model_whose_files_have_changed_is_asked_anew(client, ask, bench, tiny_folder, tmp_path):
+def test_a_model_whose_files_have_changed_is_asked_anew(client, ask, bench, tiny_folder):
     import torch
 
     shutil.copytree(tiny_folder, bench.files / "own")

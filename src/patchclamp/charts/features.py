@@ -69,14 +69,12 @@ def _labels(names: list[str]) -> str:
 
 def browsed_chart(result: Browsed) -> alt.TopLevelMixin:
     """How often and how much the listed features are active."""
-    rows = [{"feature": one.feature, "active": one.active, "max": one.high,
-             "peaks at": " ".join(map(visible, one.peaks)), "promotes": " ".join(map(visible, one.promotes))}
-            for one in result.features]
-    if not rows:
+    rows = result.table()
+    if rows.empty:
         return styled(alt.Chart(pd.DataFrame([{"text": "no feature goes with that text"}])).mark_text().encode(
             text="text:N"))
     title = f"{len(rows)} of {result.matching:,} features; {result.alive:,} of {result.total:,} are ever active"
-    return styled(alt.Chart(pd.DataFrame(rows), title=title).mark_point(filled=True, size=60, color=EFFECT).encode(
+    return styled(alt.Chart(rows, title=title).mark_point(filled=True, size=60, color=EFFECT).encode(
         alt.X("active:Q", scale=alt.Scale(type="log"), title="active on a share of", axis=alt.Axis(format="~g")),
         alt.Y("max:Q", title="greatest activation"), tooltip=["feature", "active", "max", "peaks at", "promotes"],
     ).properties(width=520, height=260))

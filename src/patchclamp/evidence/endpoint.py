@@ -36,10 +36,16 @@ class Asked(Protocol):
         ...
 
 
-def key_for(url: str) -> str:
-    """The environment's key for an endpoint: OPENAI_API_KEY, of which OPENAI_BASE_URL, if set, says whose it is."""
+def owns_the_key(url: str) -> bool:
+    """Whether OPENAI_BASE_URL says that the environment's key, OPENAI_API_KEY, is for this endpoint."""
     owner = os.environ.get("OPENAI_BASE_URL", "").strip().rstrip("/")
-    return os.environ.get("OPENAI_API_KEY", "") if not owner or url.rstrip("/") == owner else ""
+    return bool(owner) and url.rstrip("/") == owner
+
+
+def key_for(url: str) -> str:
+    """The environment's key for an endpoint that a person named: that of its owner, if one is set, or else any."""
+    is_for_another = bool(os.environ.get("OPENAI_BASE_URL")) and not owns_the_key(url)
+    return "" if is_for_another else os.environ.get("OPENAI_API_KEY", "")
 
 
 class Endpoint:

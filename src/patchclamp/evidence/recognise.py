@@ -6,7 +6,6 @@ long before they refuse. A text that only repeats itself shows nothing, whatever
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from patchclamp.errors import ModelError, SpecError
+from patchclamp.evidence.endpoint import owns_the_key
 from patchclamp.evidence.rater import Rater
 from patchclamp.tasks.behaviour import Recognised
 
@@ -113,7 +113,7 @@ def _told(detector: Recognised, texts: list[str]) -> list[bool]:
     if detector.kind == "classifier":
         return [label == detector.label for label in _labels(detector.model, str(detector.label), texts)]
     assert detector.url is not None and detector.question is not None
-    key = None if detector.url == os.environ.get("OPENAI_BASE_URL") else NO_KEY
+    key = None if owns_the_key(detector.url) else NO_KEY
     answers = Rater(detector.url, detector.model, key=key).agree(detector.question, texts)
     return [answer is True for answer in answers]
 

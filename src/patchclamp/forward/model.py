@@ -34,36 +34,6 @@ if TYPE_CHECKING:
     from patchclamp.model.loaded import Loaded
 
 
-def load(
-    ref: str = "smollm2-135m-instruct",
-    *,
-    dtype: str | torch.dtype = "float32",
-    device: str | None = None,
-    device_map: Any = None,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-) -> Model:
-    """Load a model and prove that its parts are where its family's table says (`model.identities`).
-
-    `ref`: an embedded model (`smollm2-135m-instruct`, `gemma-3-270m`), a Hugging Face id, a local folder or a
-    `.gguf` file; `+sae=FOLDER` behind it, once or several times, attaches autoencoders trained on it. `dtype`: float32,
-    bfloat16, float16, float64 or auto. `device_map` spreads a large model over devices (accelerate). `revision`: a
-    branch, tag or commit on the Hub. `attn_implementation`: eager, sdpa or another that transformers offers. Raises
-    ModelError if it cannot be found or read, UnsupportedModel if an identity fails, and as `Model.attach`.
-    """
-    from patchclamp.model.load import load_weights
-
-    name, *folders = ref.split(ATTACHED)
-    model = Model(load_weights(
-        name, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
-        revision=revision, attn_implementation=attn_implementation,
-    ))
-    for folder in folders:
-        model.attach(folder)
-    return model
-
-
 class Model:
     """A loaded model. `hf` and `tokenizer` are Hugging Face's own, untouched."""
 
@@ -120,14 +90,13 @@ class Model:
     @contextmanager
     def attaching(self) -> Iterator[None]:
         """Within it autoencoders may be attached; after it those are that were before."""
-        ref, codecs = self.ref, self.anatomy.attachments
+        ref, codecs, depends = self.ref, self.anatomy.attachments, self._depends
         try:
             yield
         finally:
             if self.anatomy.attachments is not codecs:
                 with self.in_turn():
-                    self.anatomy.attachments = codecs
-                    self._depends = Dependencies(self._read_clean, self._cut_to_context)
+                    self.anatomy.attachments, self._depends = codecs, depends
             self.ref = ref
 
     def autoencoder(self, site: str | Site) -> Autoencoder:

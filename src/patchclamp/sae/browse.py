@@ -27,6 +27,8 @@ class BrowseSpec(Spec):
 
     index: DataFile
     """The index's folder, as `sae index` made it."""
+    sae: DataFile | None = None
+    """The autoencoder's folder; not needed if one is attached to the model."""
     contains: str | None = Field(None, min_length=1)
     """Only features with this, in upper or lower case, in a token at which one of their five strongest windows peaks,
     or in one of the five tokens they promote most."""
@@ -36,8 +38,6 @@ class BrowseSpec(Spec):
     """How many to list."""
     skip: int = Field(0, ge=0)
     """How many to leave out before: the next page of a list."""
-    sae: DataFile | None = None
-    """The autoencoder's folder; not needed if one is attached to the model."""
 
 
 class Listed(Part):
@@ -52,11 +52,6 @@ class Listed(Part):
     """The different tokens at which its five strongest windows peak, the strongest first."""
     promotes: list[str]
     """Tokens whose logits it raises most."""
-
-
-def _said(tokens: list[str]) -> str:
-    """Tokens side by side, with blanks and line breaks to be seen."""
-    return " ".join(token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for token in tokens)
 
 
 class Browsed(Result):
@@ -74,9 +69,12 @@ class Browsed(Result):
         """One row a feature."""
         import pandas
 
+        from patchclamp.charts.style import visible
+
         return pandas.DataFrame(
-            [{"feature": one.feature, "active": one.active, "max": one.high, "peaks at": _said(one.peaks),
-              "promotes": _said(one.promotes)} for one in self.features],
+            [{"feature": one.feature, "active": one.active, "max": one.high,
+              "peaks at": " ".join(map(visible, one.peaks)), "promotes": " ".join(map(visible, one.promotes))}
+             for one in self.features],
             columns=["feature", "active", "max", "peaks at", "promotes"])
 
     def chart(self) -> "altair.TopLevelMixin":

@@ -69,7 +69,7 @@ class IndexedFeatures(Result):
 def index_features(model: Model, spec: IndexFeaturesSpec, progress: Progress) -> Outcome:
     """Index all features of an autoencoder over a corpus: top windows, histogram, density, logit effects, neighbours.
 
-    `sae show` and `sae search` read it. An index claims nothing, so there is no verdict.
+    `sae browse`, `sae show` and `sae search` read it. An index claims nothing, so there is no verdict.
     """
     site, folder = attached(model, spec.sae), Path(spec.save)
     made = make_index(model, settings_of(model, spec, [site]), folder, progress, spec.workers, spec.ray)

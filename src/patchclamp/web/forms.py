@@ -14,9 +14,8 @@ LONG = ("prompt", "prompts", "text", "clean", "corrupted", "passage", "beside", 
 """Fields whose text is rather a paragraph."""
 NOT_UPLOADED = ("save", "out", "dot", "store", "stores", "index", "sae", "saes")
 """Fields whose file is written, or which name a folder: there is nothing for a browser to upload."""
-FIRST = {"sae.train": ("store", "out", "latents", "k", "steps"), "sae.search": ("text", "index", "sae"),
-         "sae.show": ("features", "index", "sae"), "sae.browse": ("index", "sae", "contains")}
-"""Fields that come first where the specification's own order is another."""
+FIRST = {"sae.train": ("store", "out", "latents", "k", "steps")}
+"""Fields that come first where a specification begins with others, those of all corpora."""
 SHOWN = 5
 """Fields that are shown at once, and all that have to be given."""
 

@@ -60,6 +60,8 @@ class Guard:
         alone. `largest`: bytes of a body."""
         self.app, self.token = app, token
         self.admission, self.largest = admission, largest
+        self._secret = secrets.token_bytes(32)
+        """What clients' names are signed with; unlike the token no page carries it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +113,7 @@ class Guard:
 
     def _signed(self, name: str) -> str:
         """A client's name with proof that this server gave it: one may not take a new one with every request."""
-        return f"{name}.{hmac.new(self.token.encode(), name.encode(), 'sha256').hexdigest()[:32]}"
+        return f"{name}.{hmac.new(self._secret, name.encode(), 'sha256').hexdigest()[:32]}"
 
     def _proof(self) -> str:
         return hashlib.sha256(f"{self.token}{self.admission}".encode()).hexdigest()

@@ -217,7 +217,7 @@ class Queue:
             return job
 
     def _prune(self, known: dict[str, Any]) -> None:
-        """Forget the clients of longest ago, but for those that wait."""
+        """Forget those of too many clients that are known longest, but for those that wait."""
         for client in list(known)[: max(0, len(known) - CLIENTS)]:
             if not self._waiting.get(client):
                 del known[client]
@@ -241,7 +241,7 @@ class Queue:
                 self._fail(job, _told(error))
 
     def _fail(self, job: Job, error: str) -> None:
-        job.error = error
+        job.error = error.encode("utf-8", "replace").decode()  # it may quote half a character, which is no JSON
         self._move(job, "failed")
 
     def _move(self, job: Job, state: State) -> None:
@@ -255,7 +255,7 @@ class Queue:
         self._write(job)
 
     def _write(self, job: Job) -> None:
-        with suppress(RunError, ValueError):  # a full disk ends no job; a restart then does not know of it
+        with suppress(RunError):  # a full disk ends no job; a restart then does not know of it
             write_whole(self.folder / f"{job.id}.json", job.model_dump_json(indent=1).encode())
 
     def _forget(self) -> None:

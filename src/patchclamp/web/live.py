@@ -72,9 +72,7 @@ def pieces_of(question: Question, model: Model, stop: threading.Event) -> Iterat
         yield {"condition": condition, "end": True}
 
 
-async def lines_of(
-    pieces: Iterator[Piece], stop: threading.Event, ended: Callable[[], None] = lambda: None
-) -> AsyncIterator[bytes]:
+async def lines_of(pieces: Iterator[Piece], stop: threading.Event, ended: Callable[[], None]) -> AsyncIterator[bytes]:
     """The pieces as lines of JSON. A thread makes them; when the reader has gone it is told to stop, and `ended` is
     called at its end."""
     from patchclamp.forward.turns import interrupted_by
