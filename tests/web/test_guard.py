@@ -9,7 +9,7 @@ from web_requests import TOKEN
 
 from patchclamp.errors import SpecError
 from patchclamp.web.app import make_app
-from patchclamp.web.guard import policy
+from patchclamp.web.guard import GUESSES, policy
 from patchclamp.web.serve import serve
 
 SAFE = {"x-patchclamp-token": TOKEN}
@@ -74,6 +74,17 @@ def test_where_others_can_reach_the_server_every_browser_brings_its_token_once(b
         admitted = other.get("/models", params={"token": "let-me-in-please"})
         assert admitted.status_code == 200 and "HttpOnly; SameSite=Strict" in admitted.headers["set-cookie"]
         assert other.get("/models").status_code == 200  # the cookie it was given
+
+
+def test_tokens_cannot_be_guessed_without_end_and_who_is_in_stays_in(bench):
+    with TestClient(make_app(bench, TOKEN, "let-me-in-please"), base_url="http://box.example:8765") as other:
+        inside = other.get("/models", params={"token": "let-me-in-please"}).cookies
+        other.cookies.clear()
+        guesses = [other.get("/models", params={"token": f"guess {i}"}).status_code for i in range(GUESSES + 1)]
+        assert guesses == [401] * GUESSES + [429]
+        assert other.get("/models", params={"token": "let-me-in-please"}).status_code == 429
+        other.cookies.update(inside)
+        assert other.get("/models").status_code == 200
 
 
 @pytest.mark.parametrize(("fields", "said"), [

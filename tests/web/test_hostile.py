@@ -1,10 +1,12 @@
 """What only someone who means harm, or a slip, sends: the server says no, and goes on."""
 
+import asyncio
 import hmac
 import json
 import shutil
 import threading
 import time
+from functools import partial
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,6 +21,7 @@ from patchclamp.tasks.images import read_images
 from patchclamp.web.app import make_app
 from patchclamp.web.bench import MOST_STREAMS
 from patchclamp.web.jobs import WAITING_EACH, BusyError
+from patchclamp.web.live import lines_of
 from patchclamp.web.question import LONGEST
 
 
@@ -103,6 +106,21 @@ def test_few_answers_are_streamed_at_once(bench):
         bench.only_stream("one more")
     bench.end_stream("0", again)
     assert bench.only_stream("one more")
+
+
+def test_a_stream_that_nobody_reads_takes_no_place(bench):
+    def lines(client):
+        return lines_of(lambda stop: iter(()), partial(bench.only_stream, client), partial(bench.end_stream, client))
+
+    async def read(stream):
+        return [line async for line in stream]
+
+    unread = [lines(str(i)) for i in range(MOST_STREAMS + 1)]
+    assert asyncio.run(read(lines("read"))) == []
+    for i in range(MOST_STREAMS):
+        bench.only_stream(f"held {i}")
+    [refused] = asyncio.run(read(unread[0]))
+    assert "are being written for others" in json.loads(refused)["error"]
 
 
 def test_a_generation_ends_when_it_is_interrupted():

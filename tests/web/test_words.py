@@ -9,7 +9,7 @@ import pytest
 from patchclamp.evidence.method import BUILT_IN, get_method, methods
 from patchclamp.web.forms import fields_of
 from patchclamp.web.pages import NAVIGATION, PAGES, page_of
-from patchclamp.web.words import LANGUAGES, label_of, language_of, title_of, words
+from patchclamp.web.words import LANGUAGES, help_of, label_of, language_of, title_of, words
 
 WEB = files("patchclamp.web")
 
@@ -45,6 +45,19 @@ def test_every_field_has_a_name_in_chinese():
     assert {field.name for method in methods for field in fields_of(method)} == set(named)
     assert label_of("max new tokens", "zh") == f"{named['max-new-tokens']} max new tokens"
     assert label_of("max new tokens", "en") == label_of("max new tokens", "xx") == "max new tokens"
+
+
+def test_what_methods_and_fields_say_is_there_in_chinese_and_nothing_else():
+    methods = [get_method(name) for page in PAGES.values() for name in page.methods]
+    said = {one.description for one in methods} | {field.help for one in methods for field in fields_of(one)}
+    translated = json.loads((WEB / "help.zh.json").read_text())
+    assert {" ".join(text.split()) for text in said} == set(translated)
+    for english, chinese in translated.items():
+        assert sorted(re.findall("`[^`]*`", english)) == sorted(re.findall("`[^`]*`", chinese)), english
+        assert re.search("[\u4e00-\u9fff]", chinese), english
+    text = get_method("lens.logit").description
+    assert help_of(text, "en") == text != help_of(text, "zh")
+    assert help_of("of another package", "zh") == "of another package"
 
 
 @pytest.mark.parametrize(("cookie", "accepted", "language"), [

@@ -31,8 +31,9 @@ def picture_chart(result: "Picture") -> alt.TopLevelMixin:
                       bind=alt.binding_range(min=1, max=most, step=1, name="edges shown "))
     graph = drawing_chart(drawing, picked, shown).properties(
         title=f"{result.task}: what is left of {result.edges_total} edges, at the tokens they are needed at")
-    return styled(alt.hconcat(graph, alt.vconcat(_lines(drawing, picked), _looks(result, picked)))
-                  .resolve_scale(color="independent", strokeWidth="independent").add_params(shown))
+    beside = alt.vconcat(_lines(drawing, picked), _looks(result, picked))
+    return styled(alt.hconcat(graph, beside).add_params(shown).resolve_scale(
+        color="independent", strokeWidth="independent", strokeDash="independent"))
 
 
 def drawing_chart(

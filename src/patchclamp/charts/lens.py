@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from patchclamp.lenses.reading import Layer
 
 AXIS: dict[str, Any] = {"title": "after block (-1: embeddings)", "labelOverlap": False}
+BELOW = alt.Legend(orient="bottom", columns=2)
 
 
 def logit_lens_chart(result: "LogitLens") -> alt.TopLevelMixin:
@@ -63,7 +64,7 @@ def watched_by_layer(layers: "list[Layer]", height: int) -> alt.Chart:
     return alt.Chart(data).mark_line(point=True).encode(
         x=alt.X("probability:Q", scale=alt.Scale(domain=[0, 1])),
         y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**AXIS)), order="layer:Q",
-        color=alt.Color("token:N", sort=None, scale=alt.Scale(range=CATEGORY), title="watched"),
+        color=alt.Color("token:N", sort=None, scale=alt.Scale(range=CATEGORY), title="watched", legend=BELOW),
         tooltip=["token", "layer", alt.Tooltip("probability", format=".4f"), "rank"],
     ).properties(width=220, height=height, title="watched tokens")
 
@@ -75,7 +76,7 @@ def _distance(layers: "list[Layer]", height: int) -> alt.Chart:
     ])
     return alt.Chart(data).mark_line(point=True).encode(
         x=alt.X("nats:Q", title="nats"), y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**AXIS)),
-        order="layer:Q", color=alt.Color("measure:N", scale=alt.Scale(range=CATEGORY[2:]), title=None),
+        order="layer:Q", color=alt.Color("measure:N", scale=alt.Scale(range=CATEGORY[2:]), title=None, legend=BELOW),
         tooltip=["layer", "measure", alt.Tooltip("nats", format=".3f")],
     ).properties(width=150, height=height, title="how far from the end")
 

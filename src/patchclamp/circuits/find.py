@@ -130,7 +130,8 @@ def find_circuit(model: Model, spec: FindSpec, progress: Progress) -> Outcome:
     """Find the few edges of the model that do one task as the whole model does.
 
     The verdict asks whether the circuit, on prompts it was not looked for on, is nearer to a faithfulness of 1 than
-    random connected circuits with as many edges into each block are.
+    random connected circuits with as many edges into each block are. A circuit of more edges than `max_edges` allows
+    is not supported.
     """
     if spec.out is not None:
         check_folder("--out", Path(spec.out))

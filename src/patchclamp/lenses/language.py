@@ -48,7 +48,7 @@ class LanguageSpec(Spec):
     pivot: str = "en"
     """The language the model may pass through."""
     control: str | None = None
-    """A language that is neither; by default the first other one of the file."""
+    """A language that is none of these; by default the first other one of the file."""
     shots: int = Field(4, ge=1, le=20)
     """How many translations the prompt shows first. Their words are not tested."""
     limit: int | None = Field(None, ge=FEWEST_WORDS)

@@ -60,8 +60,8 @@ class TrainSpec(Spec):
     batch: int = Field(4, ge=1)
     """Sequences in a step."""
     learning_rate: float = Field(3e-4, gt=0)
-    """Adam's highest. A weight of 1 adds one standard deviation of what the regression left unexplained for each one
-    of what is read."""
+    """Adam's highest learning rate. A weight of 1 adds one standard deviation of what the regression left unexplained
+    for each one of what is read."""
     checkpoint_seconds: float = Field(30, ge=0)
     """How much work an interruption may cost at most, in seconds; 0: none but the step at hand."""
 

@@ -44,7 +44,7 @@ class AblateSpec(ChoicesSpec):
     corpus: DataFile | None = None
     """For mean: a text file, JSONL or Parquet with a text column; the built-in neutral corpus if not given."""
     other: tuple[DataFile, ...] = ()
-    """Choice files of other behaviours, on which the same groups are tried as well. Rows that where leaves out are
+    """Choice files of other behaviours, on which the same groups are tried as well. Rows that `where` leaves out are
     always among these."""
     answers: int = Field(0, ge=0, le=500)
     """Also let the model write on for so many tokens after the first prompts, with and without the whole group

@@ -65,7 +65,7 @@ class AttributeSpec(ChoicesSpec):
     limit: int = Field(100, ge=FEWEST)
     """At most so many rows to find neurons with, and as many others to test them on."""
     sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaList()] = Field((1, 5, 10), min_length=1)
-    """Sizes of the groups, the most harmful neurons first, that are ablated together on the other rows."""
+    """Sizes of the groups that are ablated together on the other rows, the neurons whose loss hurts most first."""
     controls: int = Field(20, ge=2)
     """How many random groups of the same layers stand beside each group."""
 

@@ -116,7 +116,8 @@ def convert_autoencoder(model: Model, spec: ConvertSpec, progress: Progress) -> 
     """Write an autoencoder of SAELens, sparsify, dictionary_learning, Gemma Scope or patchclamp in another's format.
 
     What cannot be written exactly is refused. Codes of what was written are compared with the original's on activations
-    of the model, which is the one the autoencoder belongs to. Converting claims nothing more, so there is no verdict.
+    of the model, which is the one the autoencoder belongs to, and on random inputs. Converting claims nothing more, so
+    there is no verdict.
     """
     source, folder = Path(spec.source), Path(spec.out)
     origin = spec.origin or detect(source)

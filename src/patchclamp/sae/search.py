@@ -32,7 +32,8 @@ class SearchSpec(Spec):
     """What to look for, in which index."""
 
     text: Annotated[str, Positional()] = Field(min_length=1)
-    """Text that a feature should be active in, or promote, e.g. "golden gate"."""
+    """Text that a feature should be active in, or promote, e.g. " golden gate". Its tokens are looked for as they are:
+    blank before a word and capitals count."""
     index: DataFile
     """The index's folder, as `sae index` made it."""
     sae: DataFile | None = None

@@ -44,9 +44,10 @@ class Lists(NamedTuple):
 def compose_vectors(model: Model, spec: ComposeSpec, progress: Progress) -> Outcome:
     """Build the vector of 'what the file says of the last word' from three others; compare with the measured one.
 
-    The verdict asks whether the composed vector makes the model answer bare lists more often than the parts it is made
-    of do, each by itself. By mlp: whether the difference of one MLP's outputs between two tasks, a mean over other
-    words, turns the prompt of one into the other more often than random vectors do.
+    The verdict asks whether the composed vector makes the model answer bare lists right more often than the best of the
+    parts it is made of and of their sums with other signs. By mlp: whether the difference of one MLP's outputs
+    between two tasks, a mean over other words, turns the prompt of one into the other more often than random vectors
+    do.
     """
     rows = read_task(spec.file)
     if spec.by == "mlp":

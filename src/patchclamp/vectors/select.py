@@ -62,7 +62,7 @@ def select_vector(model: Model, spec: SelectSpec, progress: Progress) -> Outcome
     """Choose block and strength for adding, subtracting and projecting out a vector, within bounds on their cost.
 
     The verdict asks whether adding as chosen changes validation answers; they were chosen on these, so only
-    vectors evaluate, on test prompts, proves it.
+    `vectors evaluate`, on test prompts, proves it.
     """
     vector = load_vector(spec.vector, model)
     behaviour = behaviour_for(vector, spec.behaviour)

@@ -109,10 +109,9 @@ async def live(request: Request, asked: Asked) -> Response:
     bench = bench_of(request)
     question, model = await asyncio.to_thread(_writing, bench, asked.values)
     client = client_of(request)
-    stop = bench.only_stream(client)
-    pieces = pieces_of(question, model, stop)
-    return StreamingResponse(lines_of(pieces, stop, partial(bench.end_stream, client, stop)),
-                             media_type="application/x-ndjson")
+    lines = lines_of(partial(pieces_of, question, model), partial(bench.only_stream, client),
+                     partial(bench.end_stream, client))
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 @api.post("/live/strength")

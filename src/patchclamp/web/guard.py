@@ -11,6 +11,8 @@ import hashlib
 import hmac
 import json
 import secrets
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -27,6 +29,8 @@ FOREIGN = (b"cross-site", b"same-site")
 """What a browser says of a request that a page of another site makes."""
 CLIENT, ADMISSION = "patchclamp-client", "patchclamp-admission"
 """Cookies: which browser it is, and that it once gave the token it was asked for."""
+GUESSES = 30
+"""Wrong tokens a minute, after which nobody is let in by a token until the minute is over; who is in stays in."""
 NAMELESS = "nameless"
 """All clients together that bring no name of this server's."""
 TOKEN_HEADER = b"x-patchclamp-token"
@@ -60,6 +64,8 @@ class Guard:
         alone. `largest`: bytes of a body."""
         self.app, self.token = app, token
         self.admission, self.largest = admission, largest
+        self._guessed: deque[float] = deque(maxlen=GUESSES)
+        """When the last wrong tokens were given."""
         self._secret = secrets.token_bytes(32)
         """What clients' names are signed with; unlike the token no page carries it."""
 
@@ -90,8 +96,8 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         if self.admission is None and _name(host) not in LOOPBACK:
             return 403, f"this server does not answer to the host {host!r}"
-        if self.admission is not None and not self._admitted(scope, cookies):
-            return 401, "open the address that the server printed: it carries the token it was started with"
+        if self.admission is not None and (closed := self._closed(scope, cookies, self.admission)) is not None:
+            return closed
         if headers.get(b"sec-fetch-site") in FOREIGN and headers.get(b"sec-fetch-mode") != b"navigate":
             return 403, "a page of another site may not ask this server for anything"
         if scope["method"] in SAFE:
@@ -106,10 +112,19 @@ class Guard:
             return 413, f"a request may bring {self.largest // 1_000_000} MB at most"
         return None
 
-    def _admitted(self, scope: Scope, cookies: dict[str, str]) -> bool:
+    def _closed(self, scope: Scope, cookies: dict[str, str], admission: str) -> tuple[int, str] | None:
+        """Why a request is not let in, by a cookie or by a token in its address; None if it is."""
+        if hmac.compare_digest(cookies.get(ADMISSION, "").encode(), self._proof().encode()):
+            return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
-        return (hmac.compare_digest(given.encode(), (self.admission or "").encode())
-                or hmac.compare_digest(cookies.get(ADMISSION, "").encode(), self._proof().encode()))
+        now = time.monotonic()
+        if given and len(self._guessed) == GUESSES and now - self._guessed[0] < 60:
+            return 429, "too many wrong tokens were given; wait a minute"
+        if hmac.compare_digest(given.encode(), admission.encode()):
+            return None
+        if given:
+            self._guessed.append(now)
+        return 401, "open the address that the server printed: it carries the token it was started with"
 
     def _signed(self, name: str) -> str:
         """A client's name with proof that this server gave it: one may not take a new one with every request."""

@@ -72,12 +72,21 @@ def pieces_of(question: Question, model: Model, stop: threading.Event) -> Iterat
         yield {"condition": condition, "end": True}
 
 
-async def lines_of(pieces: Iterator[Piece], stop: threading.Event, ended: Callable[[], None]) -> AsyncIterator[bytes]:
-    """The pieces as lines of JSON. A thread makes them; when the reader has gone it is told to stop, and `ended` is
-    called at its end."""
+async def lines_of(
+    pieces_until: Callable[[threading.Event], Iterator[Piece]], begin: Callable[[], threading.Event],
+    ended: Callable[[threading.Event], None],
+) -> AsyncIterator[bytes]:
+    """The pieces as lines of JSON. `begin` gives what tells them to stop, or refuses. A thread makes them; when the
+    reader has gone it is told to stop, and `ended` is called at its end. Nothing is begun before the first is read."""
     from patchclamp.forward.turns import interrupted_by
 
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece | None]()
+
+    try:
+        stop = begin()
+    except PatchclampError as error:
+        yield _line({"error": str(error)})
+        return
 
     def put(piece: Piece | None) -> None:
         if not loop.is_closed():
@@ -86,7 +95,7 @@ async def lines_of(pieces: Iterator[Piece], stop: threading.Event, ended: Callab
     def work() -> None:
         try:
             with interrupted_by(partial(_check, stop)):
-                for piece in pieces:
+                for piece in pieces_until(stop):
                     put(piece)
             if stop.is_set():
                 put({"ended": "replaced"})
@@ -97,15 +106,19 @@ async def lines_of(pieces: Iterator[Piece], stop: threading.Event, ended: Callab
         except Exception as error:
             put({"error": f"{type(error).__name__}: {error}"})
         finally:
-            ended()
+            ended(stop)
             put(None)
 
     threading.Thread(target=work, name="live", daemon=True).start()
     try:
         while (piece := await queue.get()) is not None:
-            yield (json.dumps(piece, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+            yield _line(piece)
     finally:
         stop.set()
+
+
+def _line(piece: Piece) -> bytes:
+    return (json.dumps(piece, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 class _Stopped(BaseException):

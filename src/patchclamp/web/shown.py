@@ -25,7 +25,7 @@ from patchclamp.web.pages import DICTIONARY_STEPS, KEYS, NAVIGATION, PAGES, STAR
 from patchclamp.web.question import DTYPES, Question
 from patchclamp.web.runs import list_runs
 from patchclamp.web.views import compared
-from patchclamp.web.words import label_of, language_of, title_of, word, words
+from patchclamp.web.words import help_of, label_of, language_of, title_of, word, words
 
 if TYPE_CHECKING:
     from patchclamp.evidence.method import Method
@@ -56,8 +56,8 @@ class Shown:
         filled = self.templates.get_template(template).render(
             t=partial(word, language=language), language=language, words=words(language), name=name, page=page,
             methods=methods, titles={one["name"]: one["title"] for one in methods},
-            label=partial(label_of, language=language), starts=STARTS, steps=DICTIONARY_STEPS, tour_folder=TOUR,
-            files=str(self.bench.files),
+            label=partial(label_of, language=language), help=partial(help_of, language=language), starts=STARTS,
+            steps=DICTIONARY_STEPS, tour_folder=TOUR, files=str(self.bench.files),
             feature_stop=_stop_of("sae.show") if methods else None, pages=NAVIGATION, keys=KEYS, token=self.token,
             import_map=IMPORT_MAP, default=self.bench.offered[0], dtypes=DTYPES,
         )

@@ -1,5 +1,5 @@
-"""The interface in English and Chinese, from words.json. Help of fields and results speak the library's language,
-English.
+"""The interface in English and Chinese, from words.json; what methods and fields say of themselves is the library's
+English, and in Chinese what help.zh.json has under that text. Results speak English.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ LANGUAGES = ("en", "zh")
 
 
 @cache
+def _read(name: str) -> dict[str, Any]:
+    return json.loads(files("patchclamp.web").joinpath(name).read_text(encoding="utf-8"))
+
+
 def _data() -> dict[str, Any]:
-    return json.loads(files("patchclamp.web").joinpath("words.json").read_text(encoding="utf-8"))
+    return _read("words.json")
 
 
 def word(key: str, language: str) -> str:
@@ -31,6 +35,11 @@ def label_of(name: str, language: str) -> str:
     """What a field is called, by its name; in English that is its name, which the command line has, too."""
     translated = _data()["fields"].get(name.replace(" ", "-")) if language == "zh" else None
     return f"{translated} {name}" if translated else name
+
+
+def help_of(text: str, language: str) -> str:
+    """What a method or a field says of itself; English where it has not been translated, or has changed since."""
+    return _read("help.zh.json").get(" ".join(text.split()), text) if language == "zh" else text
 
 
 def title_of(method: str, summary: str, language: str) -> str:

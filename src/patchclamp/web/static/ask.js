@@ -148,13 +148,35 @@ async function awaitJob(section, job) {
  */
 async function shownIn(section, id) {
   const place = /** @type {HTMLElement} */ (section.querySelector(".result"));
-  await show(place, id, { onclick: section.dataset.method === "lens.logit" ? cellMenu : undefined });
+  const isLens = section.dataset.method === "lens.logit";
+  const view = await show(place, id, { onclick: isLens ? cellMenu : undefined });
+  if (isLens && view.chart) place.querySelector(".chart-panel")?.after(cellPicker(view));
+}
+
+/**
+ * The way to a cell of the lens without a pointer: layer and token chosen from lists.
+ * @param {any} view
+ */
+function cellPicker(view) {
+  const all = /** @type {Record<string, any>[][]} */ (Object.values(view.chart.datasets ?? {}));
+  const cells = (all.find((rows) => "first choice" in (rows[0] ?? {})) ?? all.find((rows) => "choice" in (rows[0] ?? {})) ?? [])
+    .filter((row) => (row.choice ?? 1) === 1);
+  const choice = (/** @type {string} */ label, /** @type {any[]} */ values) => el("label", {}, `${label} `, el("select", {},
+    ...values.map((value, i) => el("option", { value, selected: i === values.length - 1 }, value))));
+  const layer = choice(t("layer"), [...new Set(cells.map((row) => row.layer))].sort((a, b) => a - b));
+  const token = "first choice" in (cells[0] ?? {}) ? choice(t("token"), [...new Set(cells.map((row) => row.token))]) : null;
+  const held = (/** @type {any} */ one) => one.querySelector("select").value;
+  return el("p", { class: "buttons cell" }, t("one cell"), layer, token, el("button", { type: "button", onclick: (/** @type {MouseEvent} */ event) => {
+    const chosen = cells.find((row) => String(row.layer) === held(layer) && (!token || row.token === held(token)));
+    const box = /** @type {HTMLElement} */ (event.target).getBoundingClientRect();
+    if (chosen) cellMenu(chosen, { clientX: box.right + 8, clientY: box.top }, view);
+  } }, t("ask of it")));
 }
 
 /**
  * What can be done with a cell of the lens: ask about its block and token elsewhere.
  * @param {Record<string, any>} datum
- * @param {MouseEvent} event
+ * @param {{clientX: number, clientY: number}} event
  * @param {any} view
  */
 function cellMenu(datum, event, view) {

@@ -9,6 +9,39 @@ const { vega, vegaLite } = /** @type {any} */ (globalThis);
 /** What is drawn where. @type {WeakMap<HTMLElement, any>} */
 const DRAWN = new WeakMap();
 
+/** What the charts' colours, chosen for white paper, are on dark ground. @type {Record<string, string>} */
+const ON_DARK = {
+  "#1b6ca8": "#5aa9e6", "#d1495b": "#f07c8b", "#66a182": "#7cc79d", "#8d5fd3": "#b794f0", "#4b4b4b": "#c3cad2",
+  "#000000": "#ffcf40", "#303030": "#d5dbe1", "#333333": "#d5dbe1", "#606060": "#aab3bd", "#777777": "#98a2ad", "#b0b0b0": "#8b95a0",
+};
+
+/**
+ * A specification in the colours of this page; its data stay as they are.
+ * @param {any} part
+ * @returns {any}
+ */
+function coloured(part) {
+  if (typeof part === "string") return ON_DARK[part.toLowerCase()] ?? part;
+  if (Array.isArray(part)) return part.map(coloured);
+  if (!part || typeof part !== "object") return part;
+  return Object.fromEntries(Object.entries(part).map(([name, value]) => [name, ["data", "datasets"].includes(name) ? value : coloured(value)]));
+}
+
+/**
+ * A specification whose panels stand side by side one fewer in a row; the same one if none do.
+ * @param {any} part
+ * @returns {any}
+ */
+function narrower(part) {
+  if (Array.isArray(part.vconcat)) {
+    const inner = part.vconcat.map(narrower);
+    return inner.every((/** @type {any} */ one, /** @type {number} */ i) => one === part.vconcat[i]) ? part : { ...part, vconcat: inner };
+  }
+  const { hconcat, ...rest } = part;
+  if (hconcat?.length > 1) return { ...rest, concat: hconcat, columns: hconcat.length - 1 };
+  return part.concat && part.columns > 1 ? { ...part, columns: part.columns - 1 } : part;
+}
+
 /** Colours of axes and titles on this page's ground. */
 function config() {
   const style = getComputedStyle(document.documentElement);
@@ -43,13 +76,15 @@ function tooltip(_, event, item, value) {
 }
 
 /**
- * Draw a Vega-Lite specification in an element.
+ * Draw a Vega-Lite specification in an element. Panels for which there is no room go below the others.
  * @param {HTMLElement} place
  * @param {object} specification
  * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void, large?: boolean}} [options]
+ * @returns {Promise<any>}
  */
 export async function draw(place, specification, { label, onclick, large } = {}) {
-  const compiled = vegaLite.compile(structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
+  const isDark = document.documentElement.dataset.theme === "dark";
+  const compiled = vegaLite.compile(isDark ? coloured(specification) : structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
   compiled.description = label ?? "";
   const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
     expr: expressionInterpreter, renderer: large ? "svg" : "canvas", hover: true, logLevel: vega.Error,
@@ -61,6 +96,8 @@ export async function draw(place, specification, { label, onclick, large } = {})
   view.tooltip(tooltip).initialize(place, inputs);
   await view.runAsync();
   place.append(inputs);
+  const fewer = narrower(specification);
+  if (!large && place.scrollWidth > place.clientWidth && fewer !== specification) return draw(place, fewer, { label, onclick });
   const canvas = place.querySelector("canvas, svg");
   canvas?.setAttribute("role", "img");
   canvas?.setAttribute("aria-label", label ?? "");

@@ -77,6 +77,6 @@ function told(one, load) {
   const head = one.identities.length ? Object.keys(one.identities[0]) : [];
   return el("article", {}, el("h3", {}, `${one.name} · ${one.dtype} · ${one.device} · ${one.megabytes} MB`),
     el("p", {}, el("code", {}, one.weights_hash.slice(0, 12)), " ", el("button", { type: "button", "aria-label": `${t("unload")} ${one.name}`, onclick: unload }, t("unload"))),
-    el("details", { open: true }, el("summary", {}, t("anatomy")), table([t("what"), t("value")], facts, t("anatomy"))),
-    el("details", {}, el("summary", {}, t("identities")), table(head, proved, t("identities"))));
+    el("details", { open: true }, el("summary", {}, t("anatomy")), table([t("what"), t("value")], facts, `${t("anatomy")}, ${one.name} ${one.dtype}`)),
+    el("details", {}, el("summary", {}, t("identities")), table(head, proved, `${t("identities")}, ${one.name} ${one.dtype}`)));
 }

@@ -44,6 +44,7 @@ export function showPins() {
   };
   strip.replaceChildren(el("strong", {}, t("pinned")), ...all.map((pin, i) => el("span", { class: "pin" }, boxes[i], " ",
     el("a", { href: `/runs/${pin.id}` }, `${pin.method} · ${pin.model}`),
-    el("button", { type: "button", "aria-label": `${t("unpin")} ${pin.id}`, onclick: () => keep(pins().filter((one) => one.id !== pin.id)) }, "×"))), compare);
+    el("button", { type: "button", "aria-label": `${t("unpin")} ${pin.id}`, onclick: () => keep(pins().filter((one) => one.id !== pin.id)) }, "×"))), compare,
+    el("button", { type: "button", onclick: () => keep([]) }, t("unpin all")));
   chosen();
 }

@@ -19,7 +19,7 @@ export async function show(place, id, { onclick, heading } = {}) {
   place.replaceChildren();
   place.classList.remove("stale");
   if (heading) place.append(el("h2", {}, `${view.method} · ${view.provenance.name}`));
-  place.append(verdict(view.verdict));
+  place.append(verdict(view.verdict), meaning(view.verdict));
   if (view.chart) await chart(place, view, onclick);
   for (const part of passages(view.passages)) place.append(part);
   if (view.table) place.append(numbers(view.table, view));
@@ -33,6 +33,14 @@ function verdict(one) {
   if (!one) return el("p", { class: "verdict none" }, t("no claim"));
   const name = one.outcome.replace(" ", "-");
   return el("p", { class: `verdict ${name}` }, el("strong", {}, `${t(one.outcome)}.`), " ", one.reason);
+}
+
+/**
+ * What a verdict's words and brackets say, for those who have not met them.
+ * @param {any} one
+ */
+function meaning(one) {
+  return one ? el("details", { class: "help" }, el("summary", {}, t("how to read")), el("p", {}, t(`${one.outcome} means`), " ", t("brackets mean"))) : "";
 }
 
 /**
@@ -100,7 +108,23 @@ function numbers(data, view) {
   const rows = data.rows.map((row) => row.map((value) => UNIT.test(String(value)) ? unitLink(String(value), view) : shown(value)));
   const cut = data.total > data.rows.length ? el("p", {}, t("rows of", { shown: data.rows.length, total: data.total })) : null;
   const listOnly = !view.verdict && rows.length <= MOST_OPEN;
-  return el("details", { open: listOnly }, el("summary", {}, t("table")), cut, table(data.columns, rows));
+  return el("details", { open: listOnly }, el("summary", {}, t("table")), cut, table(data.columns, rows, view.method), pages(view, data.total));
+}
+
+/**
+ * The ways to the pages before and after in a list that is asked for in parts.
+ * @param {any} view
+ * @param {number} rows
+ */
+function pages(view, rows) {
+  const { skip, limit } = view.spec;
+  if (typeof skip !== "number" || typeof limit !== "number") return null;
+  const to = (/** @type {number} */ first, /** @type {string} */ word) => {
+    const query = new URLSearchParams(view.query);
+    query.set("skip", String(Math.max(0, first)));
+    return el("a", { href: `/ask?${query}`, "data-run": true }, t(word));
+  };
+  return el("p", { class: "buttons" }, skip > 0 ? to(skip - limit, "page before") : null, rows >= limit ? to(skip + limit, "page after") : null);
 }
 
 /**
