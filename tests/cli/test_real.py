@@ -1,4 +1,4 @@
-"""Commands as a user types them, in a process of their own, on a real model."""
+"""Commands as a user types them, on a real model; what a whole run does in a process of its own."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from patchclamp.cli.app import execute
 
 pytestmark = pytest.mark.weights
 
@@ -49,14 +51,32 @@ WRONG = {
 }
 
 
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """What a command line that is wrong says, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHCLAMP_RUNS", str(tmp_path / "runs"))
+
+    def run(*words):
+        code = execute(words)
+        seen = capsys.readouterr()
+        assert (code, seen.out) == (2, ""), seen.err
+        return seen.err
+
+    return run
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_sentence_and_exit_code_two(case, tmp_path):
+def test_wrong_input_is_one_sentence_and_exit_code_two(case, refused):
     words, said = WRONG[case]
+    told = refused(*words)
+    assert said in told and "Traceback" not in told
+
+
+def test_a_process_ends_with_that_code(tmp_path):
+    words, said = WRONG["missing head"]
     done = patchclamp(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert (done.returncode, done.stdout) == (2, "") and said in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("content", "said"), [
@@ -65,9 +85,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_two(case, tmp_path):
     (b'{"prompt": "\xff", "answer": " b", "distractor": " c"}\n', "UTF-8"),
     (b"", "no rows"),
 ])
-def test_a_bad_row_is_named_by_file_and_line(content, said, tmp_path):
+def test_a_bad_row_is_named_by_file_and_line(content, said, tmp_path, refused):
     (tmp_path / "rows.jsonl").write_bytes(content)
-    done = patchclamp("neurons", "ablate", "neuron.3.1", "--prompts", "rows.jsonl", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "rows.jsonl" in done.stderr
-    assert said in done.stderr
+    told = refused("neurons", "ablate", "neuron.3.1", "--prompts", "rows.jsonl")
+    assert "rows.jsonl" in told and said in told

@@ -87,7 +87,7 @@ def test_random_vectors_have_the_length_of_the_state_they_replace(gemma):
 
 @pytest.fixture(scope="module")
 def two_hops(gemma):
-    return pc.run("lens.multihop", gemma, limit=30, max_new_tokens=4, controls=19, step=2)
+    return pc.run("lens.multihop", gemma, limit=30, max_new_tokens=4, controls=19, step=3)
 
 
 @pytest.mark.weights
@@ -96,8 +96,8 @@ def test_the_result_adds_up(gemma, two_hops):
     moved = result.backpatch
     assert result.right.questions + result.wrong.questions + result.unknown == result.asked == 30
     assert moved.development + moved.wrong + moved.right == result.right.questions + result.wrong.questions
-    assert len(moved.pairs) == len(pairs_of(18, 2)) and moved.target_layer < moved.source_layer
-    chosen = moved.pairs[pairs_of(18, 2).index((moved.source_layer, moved.target_layer))]
+    assert len(moved.pairs) == len(pairs_of(18, 3)) and moved.target_layer < moved.source_layer
+    chosen = moved.pairs[pairs_of(18, 3).index((moved.source_layer, moved.target_layer))]
     if moved.wrong:
         assert chosen.repaired == pytest.approx(moved.repaired.mean)
         assert moved.repaired.mean <= moved.best_repaired.mean

@@ -159,7 +159,7 @@ def test_a_training_killed_at_any_moment_ends_with_the_same_bits(folder_store, m
         while process.poll() is None and [line["step"] for line in read_log(tmp_path / "cut")] == before:
             time.sleep(0.01)  # training has begun
         time.sleep(draw.uniform(0.05, 0.6))
-        if process.poll() is None and kills < 4:
+        if process.poll() is None and kills < 3:
             process.send_signal(signal.SIGKILL)
             kills += 1
             seen.add(len(list(read_log(tmp_path / "cut"))))

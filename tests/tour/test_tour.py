@@ -18,8 +18,9 @@ MINUTES = ("vectors.evaluate", "vectors.task", "vectors.compose", "neurons.expla
            "circuits.find", "circuits.heads", "circuits.flow", "lens.multihop", "lens.selfreport", "neurons.find",
            "vectors.find", "vectors.read", "lens.stages", "lens.patchscope",
            "lens.language")
-QUICK = [stop for stop in STOPS if stop.method not in MINUTES and stop not in DICTIONARY]
-"""The others ask the same methods as other tests do, of as many prompts as there are."""
+QUICK = [stop for i, stop in enumerate(STOPS) if stop.method not in MINUTES and stop not in DICTIONARY
+         and not stop.prepare and stop.method not in {before.method for before in STOPS[:i]}]
+"""The others ask the same methods as these and other tests do, of as many prompts as there are."""
 
 
 CHOSEN = ("neurons.ablate", "neurons.dose", "neurons.examples", "neurons.explain")
@@ -58,8 +59,8 @@ def test_the_dictionarys_stops_run_with_a_small_one(tmp_path, monkeypatch):
     """Stops that make what others use, on a small part of the work."""
     from patchclamp.tour import dictionary
 
-    small = {"CHARACTERS": 60_000, "TOKENS": 12_000, "A_SHARD": 10, "STEPS": 4, "LATENTS": 256, "TRIED": 12,
-             "INDEXED": 9_000}
+    small = {"CHARACTERS": 60_000, "TOKENS": 8_000, "A_SHARD": 10, "STEPS": 4, "LATENTS": 256, "TRIED": 8,
+             "INDEXED": 6_000}
     for name, value in small.items():
         monkeypatch.setattr(dictionary, name, value)
     wanted = ("Learning a dictionary", "A feature that means something, and one that does not",

@@ -136,11 +136,11 @@ def test_response_only_steering_is_the_same_with_and_without_the_cache(smollm2, 
 
     direction = pc.load_vector(refusal[1], smollm2).directions["resid.18"]
     edit = Edit.add("resid.18@response", direction, 1.5, "raw")
-    prompts = [[{"role": "user", "content": text}] for text in read_behaviour("refusal").test.plain[:20]]
+    prompts = [[{"role": "user", "content": text}] for text in read_behaviour("refusal").test.plain[:8]]
     cached, plain = (smollm2.generate(prompts, [edit], 12, use_cache=use) for use in (True, False))
     assert [one.tokens for one in cached] == [one.tokens for one in plain]
     unsteered = smollm2.generate(prompts, max_new_tokens=12)
-    assert sum(a.tokens != b.tokens for a, b in zip(cached, unsteered, strict=True)) > 15
+    assert sum(a.tokens != b.tokens for a, b in zip(cached, unsteered, strict=True)) > 5
 
 
 def test_log_odds_of_an_auroc_are_even_and_end_nowhere():

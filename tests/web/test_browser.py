@@ -62,10 +62,40 @@ def test_the_lens_shows_the_librarys_numbers_and_leads_on(page, tiny_folder):
         canvas.click(position={"x": box["width"] * x, "y": box["height"] * 0.8})
         if page.locator("#cell-menu").is_visible():
             break
+    assert page.locator("#cell-menu").is_visible()
+    page.keyboard.press("Escape")
+    section.get_by_label("block", exact=True).select_option("0")
+    section.get_by_label("token", exact=True).select_option(index=1)
+    section.get_by_role("button", name="Look closer").press("Enter")
+    expect(page.get_by_role("menu", name=re.compile("^Block 0, token 1"))).to_be_visible()
     page.get_by_role("menuitem", name=re.compile("Patchscope")).click()
     page.wait_for_selector("body[data-ready=true]")
     assert "method=lens.patchscope" in page.url
     assert page.locator("section.method:visible").get_by_label("text", exact=True).input_value() == "w1 w2 w3"
+
+
+def test_the_next_question_of_a_page_is_asked_of_the_same_files(page):
+    open_page(page, "/dictionary?method=sae.browse&index=mine/index&sae=mine/dictionary")
+    page.get_by_role("link", name="Search features").click()
+    section = page.locator("section.method:visible")
+    for field, text in (("index required", "mine/index"), ("sae", "mine/dictionary")):
+        assert section.get_by_label(field, exact=True).input_value() == text
+
+
+def test_a_verdict_is_explained_and_pins_are_taken_off_together(page):
+    section = ask(page, "/lens", prompt="w1 w4", watch="w5")
+    section.get_by_text("How to read this").click()
+    outcome = section.locator(".verdict strong").inner_text().rstrip(".")
+    expect(section.locator("details.help p")).to_contain_text(f"{outcome}: ")
+    section.get_by_role("button", name="Pin", exact=True).click()
+    page.get_by_role("complementary", name="Pinned").get_by_role("button", name="Unpin all").click()
+    expect(page.locator("#pins")).to_be_hidden()
+
+
+def test_panels_without_room_go_below_the_others(page):
+    page.set_viewport_size({"width": 700, "height": 900})
+    section = ask(page, "/lens", prompt="w1 w4 w2", watch="w5")
+    assert section.locator(".chart").first.evaluate("place => place.querySelector('canvas').offsetHeight") > 250
 
 
 def test_a_permalink_shows_what_was_found(page):

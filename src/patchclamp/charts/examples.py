@@ -64,7 +64,7 @@ def _histogram(neuron: "UnitExamples") -> alt.Chart:
     rows = [{"from": max(low, neuron.low), "to": min(high, neuron.high), "tokens": count}
             for low, high, count in zip(ends[:-1], ends[1:], neuron.histogram, strict=True) if count]
     scale = alt.Scale(type="symlog", constant=neuron.edges[len(neuron.edges) // 2] * 4)
-    title = f"{neuron.site}: {neuron.active:.3g} of {neuron.tokens:,} tokens above 0, sd {neuron.sd:.3g}"
+    title = f"{neuron.site}: above 0 at {100 * neuron.active:.3g} % of {neuron.tokens:,} tokens, sd {neuron.sd:.3g}"
     return alt.Chart(pd.DataFrame(rows)).mark_bar(color=EFFECT, stroke="white", strokeWidth=0.5).encode(
         x=alt.X("from:Q", title="activation", scale=scale, axis=alt.Axis(values=_ticks(neuron), format=".3~g")),
         x2="to:Q",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Features that are drawn."""
+OFTEN: dict[str, Any] = {"scale": alt.Scale(type="log"), "title": "active at this share of tokens",
+                         "axis": alt.Axis(format="~g")}
 
 
 def density_chart(edges: list[float], counts: list[int], title: str) -> alt.Chart:
@@ -28,7 +30,7 @@ def density_chart(edges: list[float], counts: list[int], title: str) -> alt.Char
     rows = [{"from": low, "to": high, "latents": count}
             for low, high, count in zip(ends[:-1], ends[1:], counts, strict=False)]
     return alt.Chart(pd.DataFrame(rows), title=title).mark_bar(color=EFFECT, stroke="white").encode(
-        alt.X("from:Q", scale=alt.Scale(type="log"), title="active on a share of", axis=alt.Axis(format="~g")),
+        alt.X("from:Q", **OFTEN),
         x2="to:Q", y=alt.Y("latents:Q"), y2=alt.datum(0), tooltip=["from", "to", "latents"],
     ).properties(width=520, height=150)
 
@@ -53,7 +55,8 @@ def _written(one: ShownFeature) -> alt.HConcatChart:
     others = [{"feature": word.name, "cosine": word.value} for word in one.neighbours]
     logits = alt.Chart(pd.DataFrame(words)).mark_bar().encode(
         alt.X("logit:Q", title="logits for one unit of activation"),
-        alt.Y("rank:O", title=None, axis=alt.Axis(labelExpr=_labels([str(word["token"]) for word in words]))),
+        alt.Y("rank:O", title=None, axis=alt.Axis(
+            labelExpr=_labels([str(word["token"]) for word in words]), labelOverlap=False)),
         color=alt.condition("datum.logit > 0", alt.value(CATEGORY[0]), alt.value(CATEGORY[1])),
         tooltip=["token", "logit"]).properties(width=240, height=260)
     near = alt.Chart(pd.DataFrame(others)).mark_bar(color=CONTROL).encode(
@@ -75,7 +78,7 @@ def browsed_chart(result: Browsed) -> alt.TopLevelMixin:
             text="text:N"))
     title = f"{len(rows)} of {result.matching:,} features; {result.alive:,} of {result.total:,} are ever active"
     return styled(alt.Chart(rows, title=title).mark_point(filled=True, size=60, color=EFFECT).encode(
-        alt.X("active:Q", scale=alt.Scale(type="log"), title="active on a share of", axis=alt.Axis(format="~g")),
+        alt.X("active:Q", **OFTEN),
         alt.Y("max:Q", title="greatest activation"), tooltip=["feature", "active", "max", "peaks at", "promotes"],
     ).properties(width=520, height=260))
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from patchclamp.lenses.reading import Layer
 
 AXIS: dict[str, Any] = {"title": "after block (-1: embeddings)", "labelOverlap": False}
+UNTITLED = AXIS | {"title": None}
 BELOW = alt.Legend(orient="bottom", columns=2)
 
 
@@ -51,7 +52,7 @@ def tokens_by_layer(layers: "list[Layer]", title: str, height: int) -> alt.Layer
         color=alt.Color("probability:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), title="probability"))
     words = base.mark_text(fontSize=11).encode(
         text="token:N", color=alt.condition("datum.probability > 0.55", alt.value("white"), alt.value("black")))
-    width = heatmap_size(len(layers[0].top), cell=90)
+    width = heatmap_size(len(layers[0].top), cell=84)
     return (cells + words).properties(width=width, height=height, title=title)
 
 
@@ -63,7 +64,7 @@ def watched_by_layer(layers: "list[Layer]", height: int) -> alt.Chart:
     ])
     return alt.Chart(data).mark_line(point=True).encode(
         x=alt.X("probability:Q", scale=alt.Scale(domain=[0, 1])),
-        y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**AXIS)), order="layer:Q",
+        y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**UNTITLED)), order="layer:Q",
         color=alt.Color("token:N", sort=None, scale=alt.Scale(range=CATEGORY), title="watched", legend=BELOW),
         tooltip=["token", "layer", alt.Tooltip("probability", format=".4f"), "rank"],
     ).properties(width=220, height=height, title="watched tokens")
@@ -75,8 +76,9 @@ def _distance(layers: "list[Layer]", height: int) -> alt.Chart:
         for layer in layers for name, value in (("entropy", layer.entropy), ("KL to the last layer", layer.kl))
     ])
     return alt.Chart(data).mark_line(point=True).encode(
-        x=alt.X("nats:Q", title="nats"), y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**AXIS)),
-        order="layer:Q", color=alt.Color("measure:N", scale=alt.Scale(range=CATEGORY[2:]), title=None, legend=BELOW),
+        x=alt.X("nats:Q", title="nats", scale=alt.Scale(type="symlog")), order="layer:Q",
+        y=alt.Y("layer:O", sort=_order(layers), axis=alt.Axis(**UNTITLED)),
+        color=alt.Color("measure:N", scale=alt.Scale(range=CATEGORY[2:]), title=None, legend=BELOW),
         tooltip=["layer", "measure", alt.Tooltip("nats", format=".3f")],
     ).properties(width=150, height=height, title="how far from the end")
 

@@ -212,7 +212,8 @@ def tour_twin(request: Request) -> dict[str, Any]:
         record = json.loads(path.read_bytes()) if path.is_file() else None
         stops.append({"number": number, "heading": stop.heading, "question": stop.question, "model": stop.model,
                       "method": stop.method, "page": page_of(stop.method), "record": record and content_id(record),
-                      "verdict": record and record["verdict"]})
+                      "verdict": record and record["verdict"],
+                      "seconds": record and record["provenance"]["duration"]})
     return {"title": word("tour", "en"), "report": (bench.files / TOUR / "report.html").is_file(), "stops": stops}
 
 

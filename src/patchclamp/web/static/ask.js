@@ -14,7 +14,9 @@ export async function askPage() {
   for (const link of document.querySelectorAll("nav.methods a")) {
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      choose(/** @type {HTMLElement} */ (link).dataset.method ?? "", new URLSearchParams());
+      const before = document.querySelector("section.method:not([hidden])");
+      const section = choose(/** @type {HTMLElement} */ (link).dataset.method ?? "", new URLSearchParams());
+      if (before && section) carryOver(before, section);
       history.pushState(null, "", link.getAttribute("href"));
     });
   }
@@ -64,6 +66,19 @@ export function choose(method, query) {
   }
   if (chosen && [...query.keys()].length) fill(/** @type {HTMLElement} */ (chosen.querySelector("form")), query);
   return chosen;
+}
+
+/**
+ * What one form says of model and files, in another where that is still empty.
+ * @param {Element} from
+ * @param {Element} to
+ */
+function carryOver(from, to) {
+  for (const input of /** @type {NodeListOf<HTMLInputElement>} */ (to.querySelectorAll("[data-field=model] input, [data-widget=file] input"))) {
+    const field = /** @type {HTMLElement} */ (input.closest("[data-field]")).dataset.field;
+    const held = /** @type {HTMLInputElement | null} */ (from.querySelector(`[data-field="${field}"] input`))?.value;
+    if (held && (field === "model" || (!input.value && field !== "save" && field !== "out"))) input.value = held;
+  }
 }
 
 /** @param {HTMLElement} section */
@@ -161,7 +176,7 @@ function cellPicker(view) {
   const all = /** @type {Record<string, any>[][]} */ (Object.values(view.chart.datasets ?? {}));
   const cells = (all.find((rows) => "first choice" in (rows[0] ?? {})) ?? all.find((rows) => "choice" in (rows[0] ?? {})) ?? [])
     .filter((row) => (row.choice ?? 1) === 1);
-  const choice = (/** @type {string} */ label, /** @type {any[]} */ values) => el("label", {}, `${label} `, el("select", {},
+  const choice = (/** @type {string} */ label, /** @type {any[]} */ values) => el("label", {}, `${label} `, el("select", { "aria-label": label },
     ...values.map((value, i) => el("option", { value, selected: i === values.length - 1 }, value))));
   const layer = choice(t("layer"), [...new Set(cells.map((row) => row.layer))].sort((a, b) => a - b));
   const token = "first choice" in (cells[0] ?? {}) ? choice(t("token"), [...new Set(cells.map((row) => row.token))]) : null;

@@ -1,5 +1,8 @@
 // Following a job: its state as it changes, with progress, time left and a way to end it.
-import { announce, complain, duration, el, fetched, Lost, t } from "./base.js";
+import { announce, complain, duration, el, fetched, Lost, shown, t, table } from "./base.js";
+
+/** What is told of a step of a training. */
+const LOGGED = ["name", "step", "fvu", "l0", "dead"];
 
 /**
  * What a job is doing, in words.
@@ -16,18 +19,22 @@ export function stateOf(job) {
 }
 
 /**
- * Draw what a training has logged, again and again while it is shown.
+ * Draw what a training has logged, and its last step as a table, again and again while they are shown.
  * @param {HTMLElement} place
  * @param {string} id
  */
 async function watchTraining(place, id) {
   const { draw } = await import("./chart.js");
+  const [curves, last] = [el("div", {}), el("div", {})];
+  place.replaceChildren(curves, last);
   const measure = (/** @type {string} */ field, /** @type {string} */ title) => ({ mark: "line", width: 320, height: 140, encoding: {
     x: { field: "step", type: "quantitative" }, y: { field, type: "quantitative", title, scale: { zero: false } },
     color: { field: "name", type: "nominal", title: null } } });
   while (place.isConnected) {
     const values = await fetched(`/api/jobs/${id}/log`).catch(() => []);
-    if (values.length > 1) await draw(place, { data: { values }, hconcat: [measure("fvu", "FVU"), measure("l0", "L0"), measure("dead", "dead")] }, { label: t("curve") });
+    if (values.length > 1) await draw(curves, { data: { values }, hconcat: [measure("fvu", "FVU"), measure("l0", "L0"), measure("dead", "dead")] }, { label: t("curve") });
+    const latest = [...new Map(values.map((/** @type {any} */ one) => [one.name, one])).values()];
+    if (latest.length) last.replaceChildren(table(LOGGED, latest.map((one) => LOGGED.map((field) => shown(one[field]))), t("curve")));
     await new Promise((resolve) => setTimeout(resolve, 2000));
   }
 }

@@ -1,5 +1,5 @@
 // The tour, stop by stop: the question, its run, and what came out.
-import { complain, el, fetched, t } from "./base.js";
+import { complain, duration, el, fetched, t } from "./base.js";
 import { follow } from "./jobs.js";
 import { show } from "./result.js";
 
@@ -62,11 +62,11 @@ function shownStop(stop, changed) {
   const status = el("span", { class: "job", role: "status" });
   const result = el("div", { class: "result" });
   const outcome = el("span", { class: "outcome" });
-  const said = (/** @type {any} */ verdict) => {
+  const said = (/** @type {any} */ verdict, /** @type {number | null} */ seconds) => {
     outcome.className = `outcome ${(verdict?.outcome ?? "").replace(" ", "-")}`;
-    outcome.textContent = verdict ? t(verdict.outcome) : stop.record ? t("done") : "";
+    outcome.textContent = (verdict ? t(verdict.outcome) : stop.record ? t("done") : "") + (seconds ? ` · ${duration(seconds)}` : "");
   };
-  said(stop.verdict);
+  said(stop.verdict, stop.seconds);
   let shownId = "";
   const open = async () => {
     if (!details.open || !stop.record || shownId === stop.record) return;
@@ -79,9 +79,9 @@ function shownStop(stop, changed) {
     try {
       const ended = await follow(status, await fetched(`/api/tour/${stop.number}`, { method: "POST" }));
       if (ended.state !== "done") throw new Error(ended.error ?? t(ended.state));
-      const { verdict } = await fetched(`/api/runs/${ended.record}`);
+      const { verdict, provenance } = await fetched(`/api/runs/${ended.record}`);
       stop.record = ended.record;
-      said(verdict);
+      said(verdict, provenance.duration);
       changed();
       await open();
     } catch (error) {
