@@ -280,7 +280,7 @@ def test_a_real_server_explains(served, corpus, tmp_path):
     url, name = served
     result = pc.explain(
         tiny_model("llama"), site="neuron.0.5", corpus=corpus, endpoint=url, endpoint_model=name, shown=3, scored=3,
-        replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2}),
+        replies=str(tmp_path / "replies.jsonl"), **(SMALL | {"others": 2, "context": 8}),
     ).result
     assert result.explanations[1].text and result.explanations[1].by == name
     kept = [json.loads(line)["reply"] for line in (tmp_path / "replies.jsonl").read_text().splitlines()]

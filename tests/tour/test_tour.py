@@ -59,8 +59,8 @@ def test_the_dictionarys_stops_run_with_a_small_one(tmp_path, monkeypatch):
     """Stops that make what others use, on a small part of the work."""
     from patchclamp.tour import dictionary
 
-    small = {"CHARACTERS": 60_000, "TOKENS": 8_000, "A_SHARD": 10, "STEPS": 4, "LATENTS": 256, "TRIED": 8,
-             "INDEXED": 6_000}
+    small = {"CHARACTERS": 60_000, "TOKENS": 5_000, "A_SHARD": 10, "STEPS": 4, "LATENTS": 256, "TRIED": 8,
+             "INDEXED": 4_000}
     for name, value in small.items():
         monkeypatch.setattr(dictionary, name, value)
     wanted = ("Learning a dictionary", "A feature that means something, and one that does not",

@@ -287,7 +287,7 @@ def proved(smollm2):
         controls=2,
         curve=False,
         limit=6,
-        max_new_tokens=10,
+        max_new_tokens=6,
     )
 
 

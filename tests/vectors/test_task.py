@@ -141,7 +141,7 @@ def test_a_model_that_cannot_learn_in_context_is_reported_and_not_measured(tmp_p
 @pytest.fixture(scope="module")
 def capitals(tmp_path_factory, gemma):
     path = write(tmp_path_factory.mktemp("task") / "capitals.json", PAIRS.items())
-    return task_vectors(gemma, file=path, shots=5, template="question", prompts=8, limit=12, heads=8, controls=20)
+    return task_vectors(gemma, file=path, shots=4, template="question", prompts=6, limit=12, heads=8, controls=20)
 
 
 @weights
@@ -177,7 +177,7 @@ def test_composing_reports_the_composed_vector_beside_the_measured_one(gemma, tm
 
 @weights
 def test_what_an_mlp_writes_on_the_way_to_a_capital_is_a_word_vector(gemma):
-    record = compose_vectors(gemma, file="example:country-capital", by="mlp", limit=16, prompts=8)
+    record = compose_vectors(gemma, file="example:country-capital", by="mlp", limit=12, prompts=6)
     assert record.verdict.outcome == "supported"
     assert record.result.accuracy_composed.mean > 0.4
     assert record.result.zero_shot_accuracy < 0.2

@@ -9,6 +9,7 @@ from tiny import tiny_model
 from web_requests import TOKEN, finished
 
 import patchclamp as pc
+from patchclamp.web.api import MOST_LOGGED, thinned
 from patchclamp.web.app import make_app
 from patchclamp.web.jobs import PER_MINUTE, WAITING_EACH
 from patchclamp.web.pages import DICTIONARY_STEPS, STARTS, page_of
@@ -169,6 +170,16 @@ def test_answers_are_streamed_word_by_word(client, tiny_folder):
     assert said == {"base": model.generate(PROMPT, max_new_tokens=5).text,
                     "edited": model.generate(PROMPT, [pc.Edit.zero("mlp.1")], 5).text}
     assert [p["condition"] for p in pieces if "end" in p] == ["edited", "base"]
+
+
+def test_a_log_that_is_cut_keeps_every_autoencoder_and_its_last_step():
+    lines = [{"name": name, "step": step} for step in range(700) for name in ("a", "b", "c")]
+    kept = thinned(lines)
+    assert 300 < len(kept) <= MOST_LOGGED + 3
+    for name in ("a", "b", "c"):
+        steps = [line["step"] for line in kept if line["name"] == name]
+        assert steps[-1] == 699 and steps == sorted(steps) and len(steps) > 100
+    assert thinned(lines[:9]) == sorted(lines[:9], key=lambda line: line["name"])
 
 
 def test_models_are_told_about_and_let_go(client, bench, tiny_folder):

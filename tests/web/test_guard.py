@@ -9,7 +9,7 @@ from web_requests import TOKEN
 
 from patchclamp.errors import SpecError
 from patchclamp.web.app import make_app
-from patchclamp.web.guard import GUESSES, policy
+from patchclamp.web.guard import ADMISSION, GUESSES, policy
 from patchclamp.web.serve import serve
 
 SAFE = {"x-patchclamp-token": TOKEN}
@@ -76,6 +76,14 @@ def test_where_others_can_reach_the_server_every_browser_brings_its_token_once(b
         assert other.get("/models").status_code == 200  # the cookie it was given
 
 
+def test_what_an_earlier_server_gave_a_browser_does_not_lock_it_out(bench):
+    with TestClient(make_app(bench, TOKEN, "let-me-in-please"), base_url="http://box.example:8765") as other:
+        other.cookies.set(ADMISSION, "of a server that ended", domain="box.example")
+        assert other.get("/models").status_code == 401
+        assert other.get("/models", params={"token": "let-me-in-please"}).status_code == 200
+        assert other.get("/models").status_code == 200
+
+
 def test_tokens_cannot_be_guessed_without_end_and_who_is_in_stays_in(bench):
     with TestClient(make_app(bench, TOKEN, "let-me-in-please"), base_url="http://box.example:8765") as other:
         inside = other.get("/models", params={"token": "let-me-in-please"}).cookies
@@ -83,6 +91,8 @@ def test_tokens_cannot_be_guessed_without_end_and_who_is_in_stays_in(bench):
         guesses = [other.get("/models", params={"token": f"guess {i}"}).status_code for i in range(GUESSES + 1)]
         assert guesses == [401] * GUESSES + [429]
         assert other.get("/models", params={"token": "let-me-in-please"}).status_code == 429
+        elsewhere = TestClient(other.app, base_url="http://box.example:8765", client=("192.0.2.7", 50000))
+        assert elsewhere.get("/models", params={"token": "let-me-in-please"}).status_code == 200
         other.cookies.update(inside)
         assert other.get("/models").status_code == 200
 

@@ -129,6 +129,6 @@ def attribution_chart(result: FeatureAttribution) -> alt.TopLevelMixin:
         alt.X("features:O"), alt.Color("which:N", scale=alt.Scale(domain=["found", "random"], range=[EFFECT, CONTROL])),
         alt.XOffset("which:N"))
     change = "change of the logit difference"
-    groups = base.mark_bar().encode(alt.Y("effect:Q", title=change)) + base.mark_rule(color="black").encode(
+    groups = base.mark_bar().encode(alt.Y("effect:Q", title=change)) + base.mark_rule(color="#333333").encode(
         alt.Y("low:Q", title=change), y2="high:Q")
     return styled(alt.hconcat(scatter, groups.properties(width=220, height=220)))

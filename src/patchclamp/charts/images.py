@@ -76,7 +76,7 @@ def _shares(result: ImagesResult) -> alt.LayerChart:
                         scale=alt.Scale(domain=list(ROLES), range=list(ROLES.values()))),
         order="order:Q", tooltip=["above", "role", "count", alt.Tooltip("share", format=".2f")])
     numbers = alt.Chart(totals).mark_text(dy=-7, fontSize=10).encode(x=x, y="y:Q", text="n:N")
-    base = alt.Chart(pd.DataFrame({"share": [result.base_share]})).mark_rule(strokeDash=[4, 3], color="black").encode(
+    base = alt.Chart(pd.DataFrame({"share": [result.base_share]})).mark_rule(strokeDash=[4, 3], color="#333333").encode(
         y="share:Q", tooltip=[alt.Tooltip("share", format=".3f")])
     return (numbers + base if data.empty else bars + numbers + base).properties(
         width=alt.Step(38), height=220, title="who is above (dashed: the concept's share of all)")

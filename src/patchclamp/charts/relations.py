@@ -143,7 +143,7 @@ def relation_lens_chart(result: LensResult) -> alt.TopLevelMixin:
                                                                     scale=alt.Scale(range=[EFFECT, CONTROL])))
     bars = base.mark_bar().encode(x=alt.X("mean:Q", title=f"object among the first {result.k}", scale=SHARE),
                                   tooltip=["where", "reader", alt.Tooltip("mean:Q", format=".2f")])
-    rules = base.mark_rule(color="black").encode(x="low:Q", x2="high:Q")
+    rules = base.mark_rule(color="#333333").encode(x="low:Q", x2="high:Q")
     panels.append(alt.layer(bars, rules).properties(width=320).facet(
         row=alt.Row("where:N", title=None, sort=None, header=alt.Header(labelOrient="top", labelAnchor="start"))))
     return styled(alt.vconcat(*panels).resolve_scale(color="independent"))

@@ -94,7 +94,7 @@ def evaluate_chart(result: "EvaluateResult") -> alt.TopLevelMixin:
             tooltip=["condition", *(alt.Tooltip(n, format=".3f") for n in ("mean", "low", "high"))],
         )
     )
-    ranges = alt.Chart(data).mark_rule(color="black").encode(y=y, x="low:Q", x2="high:Q")
+    ranges = alt.Chart(data).mark_rule(color="#333333").encode(y=y, x="low:Q", x2="high:Q")
     left = (bars + ranges).properties(width=300, height=alt.Step(26), title=result.name)
     if not result.strength_curve:
         return styled(left)

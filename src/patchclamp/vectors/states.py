@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,11 +18,6 @@ from patchclamp.tasks.behaviour import Asked, Examples
 
 AT_ONCE = 64
 """Prompts whose values are held in memory together, before their mean over tokens is taken."""
-KEPT_BYTES = 256_000_000
-"""Of states that are kept, so that a vector's prompts are read once and not by every method that uses it."""
-
-_kept: WeakKeyDictionary[Model, dict[Any, dict[Site, Tensor]]] = WeakKeyDictionary()
-"""States [N,W] at sites, by model and then by its weights and the examples, the last used last."""
 
 
 class Example(NamedTuple):
@@ -71,30 +65,10 @@ def states(
     model: Model, examples: Sequence[Example], sites: Sequence[str | Site], progress: Progress | None = None
 ) -> Tensor:
     """The mean state of each example at each site, [S,N,W] in float64: half-precision values would lose their means.
-    Those of the last examples asked about are kept.
 
     All sites have to be of one width."""
     wanted = [Site.parse(site) for site in sites]
-    encoded = [model.encode(one.prompt) for one in examples]
-    lengths = [len(own) for own in encoded]
-    if any(site.point == "feature" for site in wanted):  # another autoencoder may come to have the same name
-        return _read(model, examples, lengths, wanted, progress)
-    kept = _kept.setdefault(model, {})
-    key = (model.weights_hash, *((own.ids, own.n_prompt, one.positions)
-                                 for own, one in zip(encoded, examples, strict=True)))
-    known = kept.pop(key, {})
-    if not set(wanted) <= set(known):
-        known = dict(zip(wanted, _read(model, examples, lengths, wanted, progress), strict=True))
-    kept[key] = known
-    while sum(one.nbytes for some in kept.values() for one in some.values()) > KEPT_BYTES:
-        del kept[next(iter(kept))]
-    return torch.stack([known[site] for site in wanted])
-
-
-def _read(model: Model, examples: Sequence[Example], lengths: Sequence[int], wanted: Sequence[Site],
-          progress: Progress | None) -> Tensor:
-    """The states [S,N,W] of examples of so many tokens."""
-    order = sorted(range(len(examples)), key=lambda i: lengths[i])  # little padding
+    order = sorted(range(len(examples)), key=lambda i: len(model.encode(examples[i].prompt)))  # little padding
     found: dict[int, Tensor] = {}
     starts = range(0, len(examples), AT_ONCE)
     for first in (progress or Silent()).track(starts, "reading states", len(starts)):

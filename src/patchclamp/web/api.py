@@ -105,7 +105,7 @@ def ask(request: Request, asked: Asked) -> dict[str, Any]:
 @api.post("/live")
 async def live(request: Request, asked: Asked) -> Response:
     """Answers word by word, as lines of JSON: {"condition", "text"}, at the end of each {"condition", "end"}, or
-    {"error"}."""
+    {"error"}, also where others have as many answers written as there may be."""
     bench = bench_of(request)
     question, model = await asyncio.to_thread(_writing, bench, asked.values)
     client = client_of(request)
@@ -178,8 +178,16 @@ def log(request: Request, name: str) -> list[dict[str, Any]]:
     check_inside(folder, bench.folders)
     from patchclamp.sae.training import read_log
 
-    lines = list(read_log(Path(folder)))
-    return lines[:: max(1, len(lines) // MOST_LOGGED)]
+    return thinned(list(read_log(Path(folder))))
+
+
+def thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A few hundred lines of a log, of each autoencoder as many, its last among them."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_name.setdefault(line["name"], []).append(line)
+    stride = max(1, -(-len(lines) // MOST_LOGGED))
+    return [line for some in by_name.values() for line in some[::-1][::stride][::-1]]
 
 
 @api.post("/jobs/{name}/cancel")

@@ -29,8 +29,9 @@ FOREIGN = (b"cross-site", b"same-site")
 """What a browser says of a request that a page of another site makes."""
 CLIENT, ADMISSION = "patchclamp-client", "patchclamp-admission"
 """Cookies: which browser it is, and that it once gave the token it was asked for."""
-GUESSES = 30
-"""Wrong tokens a minute, after which nobody is let in by a token until the minute is over; who is in stays in."""
+GUESSES, ADDRESSES = 30, 1000
+"""Wrong tokens a minute from one address, after which a token lets nobody in from there until the minute is over; who
+is in stays in. Of so many addresses that is remembered."""
 NAMELESS = "nameless"
 """All clients together that bring no name of this server's."""
 TOKEN_HEADER = b"x-patchclamp-token"
@@ -64,8 +65,7 @@ class Guard:
         alone. `largest`: bytes of a body."""
         self.app, self.token = app, token
         self.admission, self.largest = admission, largest
-        self._guessed: deque[float] = deque(maxlen=GUESSES)
-        """When the last wrong tokens were given."""
+        self._guessed: dict[str, deque[float]] = {}
         self._secret = secrets.token_bytes(32)
         """What clients' names are signed with; unlike the token no page carries it."""
 
@@ -80,7 +80,7 @@ class Guard:
         name = cookies.get(CLIENT, "")
         is_ours = hmac.compare_digest(self._signed(name.partition(".")[0]).encode(), name.encode())
         new = [] if is_ours else [_cookie(CLIENT, self._signed(secrets.token_urlsafe(12)))]
-        if self.admission is not None and ADMISSION not in cookies:
+        if self.admission is not None and not self._was_admitted(cookies):
             new.append(_cookie(ADMISSION, self._proof(), "Lax"))  # a link in a mail leads here, too
         scope["client_name"] = name if is_ours else NAMELESS
 
@@ -114,17 +114,29 @@ class Guard:
 
     def _closed(self, scope: Scope, cookies: dict[str, str], admission: str) -> tuple[int, str] | None:
         """Why a request is not let in, by a cookie or by a token in its address; None if it is."""
-        if hmac.compare_digest(cookies.get(ADMISSION, "").encode(), self._proof().encode()):
+        if self._was_admitted(cookies):
             return None
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
         now = time.monotonic()
-        if given and len(self._guessed) == GUESSES and now - self._guessed[0] < 60:
+        guessed = self._guesses_of((scope.get("client") or ("",))[0])
+        if given and len(guessed) == GUESSES and now - guessed[0] < 60:
             return 429, "too many wrong tokens were given; wait a minute"
         if hmac.compare_digest(given.encode(), admission.encode()):
             return None
         if given:
-            self._guessed.append(now)
+            guessed.append(now)
         return 401, "open the address that the server printed: it carries the token it was started with"
+
+    def _was_admitted(self, cookies: dict[str, str]) -> bool:
+        return hmac.compare_digest(cookies.get(ADMISSION, "").encode(), self._proof().encode())
+
+    def _guesses_of(self, address: str) -> deque[float]:
+        """When the last wrong tokens came from an address; so many addresses are remembered, the last seen."""
+        guessed = self._guessed.pop(address, deque(maxlen=GUESSES))
+        self._guessed[address] = guessed
+        if len(self._guessed) > ADDRESSES:
+            del self._guessed[next(iter(self._guessed))]
+        return guessed
 
     def _signed(self, name: str) -> str:
         """A client's name with proof that this server gave it: one may not take a new one with every request."""

@@ -41,6 +41,7 @@ def view_of(record: Record) -> dict[str, Any]:
         "chart": vega_lite(record)[0] if has_view(record, "chart") else None,
         "passages": [passage_of(one) for one in record.result.passages()],
         "table": table_of(record.table()) if has_view(record, "table") else None,
+        "matching": getattr(record.result, "matching", None),
         "code": question.code,
         "query": question.query,
         "spec": record.spec.model_dump(mode="json"),

@@ -14,7 +14,7 @@ export async function askPage() {
   for (const link of document.querySelectorAll("nav.methods a")) {
     link.addEventListener("click", (event) => {
       event.preventDefault();
-      const before = document.querySelector("section.method:not([hidden])");
+      const before = /** @type {HTMLElement | null} */ (document.querySelector("section.method:not([hidden])"));
       const section = choose(/** @type {HTMLElement} */ (link).dataset.method ?? "", new URLSearchParams());
       if (before && section) carryOver(before, section);
       history.pushState(null, "", link.getAttribute("href"));
@@ -68,16 +68,24 @@ export function choose(method, query) {
   return chosen;
 }
 
+/** What the questions of a page are asked of, one after another: nothing that excludes another field. */
+const CARRIED = ["model", "index", "sae", "vector"];
+/** Methods of models of another kind. */
+const OTHER_KIND = ["neurons.images"];
+
 /**
- * What one form says of model and files, in another where that is still empty.
- * @param {Element} from
- * @param {Element} to
+ * What one form was told of model and files, in another that was told nothing yet.
+ * @param {HTMLElement} from
+ * @param {HTMLElement} to
  */
 function carryOver(from, to) {
-  for (const input of /** @type {NodeListOf<HTMLInputElement>} */ (to.querySelectorAll("[data-field=model] input, [data-widget=file] input"))) {
-    const field = /** @type {HTMLElement} */ (input.closest("[data-field]")).dataset.field;
-    const held = /** @type {HTMLInputElement | null} */ (from.querySelector(`[data-field="${field}"] input`))?.value;
-    if (held && (field === "model" || (!input.value && field !== "save" && field !== "out"))) input.value = held;
+  for (const name of CARRIED) {
+    const [held, empty] = [from, to].map((form) => /** @type {HTMLInputElement | null} */ (form.querySelector(`[data-field=${name}] input`)));
+    if (!held?.value || !empty || held.value === held.dataset.default) continue;
+    if (name === "model" ? OTHER_KIND.includes(from.dataset.method ?? "") || OTHER_KIND.includes(to.dataset.method ?? "") : empty.value) continue;
+    empty.value = held.value;
+    const beyond = empty.closest("details");
+    if (beyond && name !== "model") beyond.open = true;
   }
 }
 
@@ -152,7 +160,8 @@ async function ask(section, form, method) {
  * @param {any} job
  */
 async function awaitJob(section, job) {
-  const ended = await follow(/** @type {HTMLElement} */ (section.querySelector(".job")), job);
+  const [status, curves] = /** @type {HTMLElement[]} */ ([section.querySelector(".job"), section.querySelector(".curve")]);
+  const ended = await follow(status, job, curves);
   if (ended.state === "failed") throw new Error(ended.error);
   if (ended.record) await shownIn(section, ended.record);
 }
@@ -165,7 +174,7 @@ async function shownIn(section, id) {
   const place = /** @type {HTMLElement} */ (section.querySelector(".result"));
   const isLens = section.dataset.method === "lens.logit";
   const view = await show(place, id, { onclick: isLens ? cellMenu : undefined });
-  if (isLens && view.chart) place.querySelector(".chart-panel")?.after(cellPicker(view));
+  if (isLens && view.chart && typeof view.spec.prompt === "string" && !view.spec.beside) place.querySelector(".chart-panel")?.after(cellPicker(view));
 }
 
 /**

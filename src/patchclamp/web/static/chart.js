@@ -9,11 +9,11 @@ const { vega, vegaLite } = /** @type {any} */ (globalThis);
 /** What is drawn where. @type {WeakMap<HTMLElement, any>} */
 const DRAWN = new WeakMap();
 
-/** What the charts' colours, chosen for white paper, are on dark ground. @type {Record<string, string>} */
-const ON_DARK = {
-  "#1b6ca8": "#5aa9e6", "#d1495b": "#f07c8b", "#66a182": "#7cc79d", "#8d5fd3": "#b794f0", "#4b4b4b": "#c3cad2",
-  "#000000": "#ffcf40", "#303030": "#d5dbe1", "#333333": "#d5dbe1", "#606060": "#aab3bd", "#777777": "#98a2ad", "#b0b0b0": "#8b95a0",
-};
+/** What the charts' colours, chosen for white paper, are on dark ground. */
+const ON_DARK = new Map([
+  ["#1b6ca8", "#5aa9e6"], ["#d1495b", "#f07c8b"], ["#66a182", "#7cc79d"], ["#8d5fd3", "#b794f0"], ["#4b4b4b", "#c3cad2"],
+  ["#000000", "#ffcf40"], ["#303030", "#d5dbe1"], ["#333333", "#d5dbe1"], ["#606060", "#aab3bd"], ["#777777", "#98a2ad"], ["#b0b0b0", "#8b95a0"],
+]);
 
 /**
  * A specification in the colours of this page; its data stay as they are.
@@ -21,7 +21,7 @@ const ON_DARK = {
  * @returns {any}
  */
 function coloured(part) {
-  if (typeof part === "string") return ON_DARK[part.toLowerCase()] ?? part;
+  if (typeof part === "string") return ON_DARK.get(part.toLowerCase()) ?? part;
   if (Array.isArray(part)) return part.map(coloured);
   if (!part || typeof part !== "object") return part;
   return Object.fromEntries(Object.entries(part).map(([name, value]) => [name, ["data", "datasets"].includes(name) ? value : coloured(value)]));
@@ -54,7 +54,7 @@ function config() {
     title: { color: ink, subtitleColor: ink },
     header: { labelColor: ink, titleColor: ink },
     style: { "guide-label": { fill: ink }, "guide-title": { fill: ink } },
-    text: { color: ink },
+    text: { color: ink }, rule: { color: ink },
   };
 }
 
@@ -76,13 +76,31 @@ function tooltip(_, event, item, value) {
 }
 
 /**
- * Draw a Vega-Lite specification in an element. Panels for which there is no room go below the others.
+ * Draw a Vega-Lite specification in an element. Panels for which there is no room go below the others, if that helps.
  * @param {HTMLElement} place
  * @param {object} specification
  * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void, large?: boolean}} [options]
- * @returns {Promise<any>}
  */
-export async function draw(place, specification, { label, onclick, large } = {}) {
+export async function draw(place, specification, options = {}) {
+  let view = await drawn(place, specification, options);
+  let best = specification;
+  while (!options.large && place.scrollWidth > place.clientWidth) {
+    const [fewer, before] = [narrower(best), place.scrollWidth];
+    if (fewer === best) break;
+    view = await drawn(place, fewer, options);
+    if (place.scrollWidth >= before) return drawn(place, best, options);
+    best = fewer;
+  }
+  return view;
+}
+
+/**
+ * Draw a Vega-Lite specification as it is.
+ * @param {HTMLElement} place
+ * @param {object} specification
+ * @param {{label?: string, onclick?: (datum: Record<string, any>, event: MouseEvent) => void, large?: boolean}} options
+ */
+async function drawn(place, specification, { label, onclick, large }) {
   const isDark = document.documentElement.dataset.theme === "dark";
   const compiled = vegaLite.compile(isDark ? coloured(specification) : structuredClone(specification), { config: config(), logger: vega.logger(vega.Error) }).spec;
   compiled.description = label ?? "";
@@ -96,8 +114,6 @@ export async function draw(place, specification, { label, onclick, large } = {})
   view.tooltip(tooltip).initialize(place, inputs);
   await view.runAsync();
   place.append(inputs);
-  const fewer = narrower(specification);
-  if (!large && place.scrollWidth > place.clientWidth && fewer !== specification) return draw(place, fewer, { label, onclick });
   const canvas = place.querySelector("canvas, svg");
   canvas?.setAttribute("role", "img");
   canvas?.setAttribute("aria-label", label ?? "");

@@ -25,7 +25,7 @@ export function stateOf(job) {
  */
 async function watchTraining(place, id) {
   const { draw } = await import("./chart.js");
-  const [curves, last] = [el("div", {}), el("div", {})];
+  const [curves, last] = [el("div", { class: "chart" }), el("div", {})];
   place.replaceChildren(curves, last);
   const measure = (/** @type {string} */ field, /** @type {string} */ title) => ({ mark: "line", width: 320, height: 140, encoding: {
     x: { field: "step", type: "quantitative" }, y: { field, type: "quantitative", title, scale: { zero: false } },
@@ -43,16 +43,18 @@ async function watchTraining(place, id) {
  * Show a job until it is over; resolves with its last state. Throws where the server no longer knows it.
  * @param {HTMLElement} place
  * @param {any} job
+ * @param {HTMLElement} [curves]
  * @returns {Promise<any>}
  */
-export async function follow(place, job) {
+export async function follow(place, job, curves) {
   const bar = el("progress", { "aria-label": t("running") });
   const text = el("span", {});
   const problem = el("span", { class: "problem", hidden: true });
   const cancel = el("button", { type: "button", onclick: () => fetched(`/api/jobs/${job.id}/cancel`, { method: "POST" }).catch((error) => complain(place, error)) }, job.resumable ? t("pause") : t("cancel"));
-  const curve = el("div", { class: "chart curve" });
-  place.replaceChildren(bar, " ", text, " ", cancel, " ", problem, curve);
-  if (job.payload.method === "sae.train") watchTraining(curve, job.id);
+  const logged = el("div", {});
+  place.replaceChildren(bar, " ", text, " ", cancel, " ", problem);
+  curves?.replaceChildren(logged);
+  if (curves && job.payload.method === "sae.train") watchTraining(logged, job.id);
   let now = job;
   for (let wait = 150; ["waiting", "running"].includes(now.state); wait = Math.min(wait * 1.3, 1500)) {
     text.textContent = stateOf(now);
@@ -70,6 +72,7 @@ export async function follow(place, job) {
       complain(place, error);
     }
   }
+  logged.remove();
   announce(`${now.title}: ${t(now.state)}`);
   place.replaceChildren(now.state === "done" ? "" : t(now.state), now.state === "cancelled" && now.resumable ? ` · ${t("goes on")}` : "");
   return now;

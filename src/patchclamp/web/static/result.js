@@ -108,23 +108,22 @@ function numbers(data, view) {
   const rows = data.rows.map((row) => row.map((value) => UNIT.test(String(value)) ? unitLink(String(value), view) : shown(value)));
   const cut = data.total > data.rows.length ? el("p", {}, t("rows of", { shown: data.rows.length, total: data.total })) : null;
   const listOnly = !view.verdict && rows.length <= MOST_OPEN;
-  return el("details", { open: listOnly }, el("summary", {}, t("table")), cut, table(data.columns, rows, view.method), pages(view, data.total));
+  return el("details", { open: listOnly }, el("summary", {}, t("table")), cut, table(data.columns, rows, view.method), pages(view));
 }
 
 /**
  * The ways to the pages before and after in a list that is asked for in parts.
  * @param {any} view
- * @param {number} rows
  */
-function pages(view, rows) {
+function pages(view) {
   const { skip, limit } = view.spec;
-  if (typeof skip !== "number" || typeof limit !== "number") return null;
+  if (view.matching === null || typeof skip !== "number") return null;
   const to = (/** @type {number} */ first, /** @type {string} */ word) => {
     const query = new URLSearchParams(view.query);
     query.set("skip", String(Math.max(0, first)));
     return el("a", { href: `/ask?${query}`, "data-run": true }, t(word));
   };
-  return el("p", { class: "buttons" }, skip > 0 ? to(skip - limit, "page before") : null, rows >= limit ? to(skip + limit, "page after") : null);
+  return el("p", { class: "buttons" }, skip > 0 ? to(skip - limit, "page before") : null, skip + limit < view.matching ? to(skip + limit, "page after") : null);
 }
 
 /**
