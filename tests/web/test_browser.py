@@ -82,6 +82,16 @@ def test_the_next_question_of_a_page_is_asked_of_the_same_files(page):
         assert section.get_by_label(field, exact=True).input_value() == text
 
 
+def test_a_model_is_asked_the_next_question_too_if_it_is_of_that_kind(page):
+    open_page(page, "/neurons?method=neurons.find&model=mine")
+    model = page.locator("section.method:visible").get_by_label("Model", exact=True)
+    for question, is_carried in (("Pictures and text", False), ("Dose a neuron", True)):
+        page.get_by_role("link", name="Find neurons").click()
+        model.fill("mine")
+        page.get_by_role("link", name=question).click()
+        assert (model.input_value() == "mine") == is_carried
+
+
 def test_a_verdict_is_explained_and_pins_are_taken_off_together(page):
     section = ask(page, "/lens", prompt="w1 w4", watch="w5")
     section.get_by_text("How to read this").click()
@@ -93,9 +103,12 @@ def test_a_verdict_is_explained_and_pins_are_taken_off_together(page):
 
 
 def test_panels_without_room_go_below_the_others(page):
-    page.set_viewport_size({"width": 700, "height": 900})
-    section = ask(page, "/lens", prompt="w1 w4 w2", watch="w5")
-    assert section.locator(".chart").first.evaluate("place => place.querySelector('canvas').offsetHeight") > 250
+    heights = []
+    for width in (1900, 700):
+        page.set_viewport_size({"width": width, "height": 900})
+        section = ask(page, "/lens", prompt="w1 w4 w2", watch="w5")
+        heights.append(section.locator("canvas").bounding_box()["height"])
+    assert heights[1] > 1.8 * heights[0]
 
 
 def test_a_permalink_shows_what_was_found(page):

@@ -82,7 +82,8 @@ def methods_of(page: Page, language: str = "en") -> list[dict[str, Any]]:
 
     found = [get_method(name) for name in page.methods]
     return [{"name": one.name, "title": title_of(one.name, one.summary, language), "summary": one.summary,
-             "description": one.description, "fields": fields_of(one), "example": example_of(one)} for one in found]
+             "description": one.description, "fields": fields_of(one), "example": example_of(one),
+             "loads": one.load.__name__} for one in found]
 
 
 def example_of(method: Method) -> str | None:

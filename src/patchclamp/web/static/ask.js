@@ -70,8 +70,6 @@ export function choose(method, query) {
 
 /** What the questions of a page are asked of, one after another: nothing that excludes another field. */
 const CARRIED = ["model", "index", "sae", "vector"];
-/** Methods of models of another kind. */
-const OTHER_KIND = ["neurons.images"];
 
 /**
  * What one form was told of model and files, in another that was told nothing yet.
@@ -82,7 +80,7 @@ function carryOver(from, to) {
   for (const name of CARRIED) {
     const [held, empty] = [from, to].map((form) => /** @type {HTMLInputElement | null} */ (form.querySelector(`[data-field=${name}] input`)));
     if (!held?.value || !empty || held.value === held.dataset.default) continue;
-    if (name === "model" ? OTHER_KIND.includes(from.dataset.method ?? "") || OTHER_KIND.includes(to.dataset.method ?? "") : empty.value) continue;
+    if (name === "model" ? from.dataset.loads !== to.dataset.loads : empty.value) continue; // another kind of model, or told already
     empty.value = held.value;
     const beyond = empty.closest("details");
     if (beyond && name !== "model") beyond.open = true;
